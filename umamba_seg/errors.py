@@ -1,0 +1,55 @@
+"""The two families of errors: the user can mend a UserError; everything else is our bug and keeps its traceback."""
+
+from __future__ import annotations
+
+from os import PathLike
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
+
+class UserError(Exception):
+    """Something the user can mend: bad input, a missing file, an impossible request.
+
+    Args:
+        where: The file, folder or option at fault.
+        what: What is wrong, with the value found and the values wanted.
+        remedy: What to do about it.
+
+    The text is one message, ``where: what; remedy``. The command line prints it and exits with code 2.
+    """
+
+    def __init__(self, where: str | PathLike, what: str, remedy: str):
+        super().__init__(f"{where}: {what}; {remedy}")
+        self.where, self.what, self.remedy = str(where), what, remedy
+
+    def __reduce__(self):
+        """Errors cross process borders; the default would call the class with the whole text alone."""
+        return type(self), (self.where, self.what, self.remedy)
+
+    @classmethod
+    def of_validation(cls, where: str | PathLike, error: ValidationError) -> UserError:
+        """The findings of pydantic about the values in ``where``, one sentence each."""
+        findings = [
+            f"{'.'.join(map(str, item['loc'])) or 'values'} = {item['input']!r}: {item['msg']}" for item in error.errors()
+        ]
+        return cls(where, "; ".join(findings), "mend the values named")
+
+
+class CasesFailed(UserError):
+    """Some cases of a run failed while the others were finished. The command line exits with code 3.
+
+    Args:
+        failures: case identifier -> message.
+        done: Number of cases that were finished.
+    """
+
+    def __init__(self, failures: dict[str, str], done: int):
+        lines = "".join(f"\n  {case}: {message}" for case, message in failures.items())
+        super().__init__(
+            f"{len(failures)} of {len(failures) + done} cases failed",
+            f"the other {done} were finished{lines}",
+            "mend these cases and run the same command on them again",
+        )
+        self.failures = failures
