@@ -1,0 +1,161 @@
+"""U-Mamba (Ma, Li and Wang 2024, arXiv:2401.04722): a residual U-Net with a Mamba layer, 2-D and 3-D.
+
+The variant here is U-Mamba_Bot: one Mamba layer at the bottleneck. The networks equal those of the official
+repository as of 2024-03-27, weight for weight; parameter names are its canonical ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from umamba_seg.networks.blocks.mamba import MambaLayer
+from umamba_seg.networks.blocks.residual import CONV, residual_stage
+
+Extents = Sequence[Sequence[int]]
+
+
+class Encoder(nn.Module):
+    """A stem at full resolution and one residual stage per entry of ``strides``."""
+
+    def __init__(
+        self, input_channels: int, features: Sequence[int], kernel_sizes: Extents, strides: Extents, blocks: Sequence[int]
+    ):
+        super().__init__()
+        self.stem = residual_stage(input_channels, features[0], kernel_sizes[0], strides[0], blocks[0])
+        inputs = (features[0], *features[:-1])
+        stages = zip(inputs, features, kernel_sizes, strides, blocks, strict=True)
+        self.stages = nn.Sequential(*(residual_stage(*stage) for stage in stages))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """The output of every stage, finest first."""
+        x = self.stem(x)
+        outputs = []
+        for stage in self.stages:
+            x = stage(x)
+            outputs.append(x)
+        return outputs
+
+
+class Upsample(nn.Module):
+    """Nearest-neighbour enlargement by ``stride``, then a 1x1 convolution."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: Sequence[int]):
+        super().__init__()
+        self.scale = [float(step) for step in stride]
+        self.conv = CONV[len(stride)](in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=self.scale, mode="nearest"))
+
+
+class Decoder(nn.Module):
+    """From the bottleneck up; a head of 1x1 convolutions after every stage.
+
+    Args:
+        features, kernel_sizes, strides: As of the encoder, finest first.
+        num_classes: Channels of the logits.
+        blocks: Blocks per stage, coarsest first.
+        full_resolution_skip: Whether the last stage sees the encoder's full-resolution features. The official 2-D
+            network leaves them out, the 3-D one does not.
+        deep_supervision: Return the logits of every stage.
+    """
+
+    def __init__(
+        self,
+        features: Sequence[int],
+        kernel_sizes: Extents,
+        strides: Extents,
+        num_classes: int,
+        blocks: Sequence[int],
+        full_resolution_skip: bool,
+        deep_supervision: bool,
+    ):
+        super().__init__()
+        self.deep_supervision = deep_supervision
+        self.full_resolution_skip = full_resolution_skip
+        upsample, stages, heads = [], [], []
+        for level, n_blocks in zip(reversed(range(len(features) - 1)), blocks, strict=True):
+            width, kernel_size = features[level], kernel_sizes[level]
+            inputs = 2 * width if level > 0 or full_resolution_skip else width
+            upsample.append(Upsample(features[level + 1], width, strides[level + 1]))
+            stages.append(residual_stage(inputs, width, kernel_size, [1] * len(kernel_size), n_blocks))
+            heads.append(CONV[len(kernel_size)](width, num_classes, 1))
+        self.upsample_layers = nn.ModuleList(upsample)
+        self.stages = nn.ModuleList(stages)
+        self.seg_layers = nn.ModuleList(heads)
+
+    def forward(self, x: Tensor, skips: Sequence[Tensor]) -> Tensor | list[Tensor]:
+        """Bottleneck and skips (finest first) -> logits, or a list of logits, finest first."""
+        logits = []
+        finest = len(self.stages) - 1
+        for i, (upsample, stage, head) in enumerate(
+            zip(self.upsample_layers, self.stages, self.seg_layers, strict=True)
+        ):
+            x = upsample(x)
+            if i < finest or self.full_resolution_skip:
+                x = torch.cat((x, skips[finest - i]), dim=1)
+            x = stage(x)
+            if self.deep_supervision or i == finest:
+                logits.append(head(x))
+        return logits[::-1] if self.deep_supervision else logits[0]
+
+
+class UMamba(nn.Module):
+    """U-Mamba_Bot: residual encoder, Mamba layer at the bottleneck, residual decoder.
+
+    Args:
+        input_channels: Channels of the input.
+        num_classes: Channels of the logits.
+        strides, kernel_sizes, features: One entry per stage, finest first; strides begin with ones.
+        n_blocks_per_stage: Residual blocks of each encoder stage, finest first.
+        n_blocks_per_stage_decoder: Residual blocks of each decoder stage, coarsest first.
+        full_resolution_skip: See :class:`Decoder`.
+        deep_supervision: Return logits of all decoder stages; ``decoder.deep_supervision`` can be flipped later.
+
+    Shapes:
+        (batch, input_channels, *spatial) -> (batch, num_classes, *spatial), or under deep supervision a list of
+        ``len(strides) - 1`` logits, finest first. The spatial extent must be a multiple of the strides' product.
+    """
+
+    # The official decoder holds the encoder a second time, and its constant-width blocks hold conv and norm twice.
+    OFFICIAL_NAMES = ((r"^decoder\.encoder\.", "encoder."), (r"\.all_modules\.0\.", ".conv."), (r"\.all_modules\.1\.", ".norm."))
+
+    def __init__(
+        self,
+        input_channels: int,
+        num_classes: int,
+        *,
+        strides: Extents,
+        kernel_sizes: Extents,
+        features: Sequence[int],
+        n_blocks_per_stage: Sequence[int],
+        n_blocks_per_stage_decoder: Sequence[int],
+        full_resolution_skip: bool,
+        deep_supervision: bool = False,
+    ):
+        super().__init__()
+        self.encoder = Encoder(input_channels, features, kernel_sizes, strides, n_blocks_per_stage)
+        self.mamba_layer = MambaLayer(features[-1])
+        self.decoder = Decoder(
+            features, kernel_sizes, strides, num_classes, n_blocks_per_stage_decoder, full_resolution_skip, deep_supervision
+        )
+        self.total_stride = tuple(math.prod(steps) for steps in zip(*strides, strict=True))
+
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        if any(extent % step for extent, step in zip(x.shape[2:], self.total_stride, strict=True)):
+            raise ValueError(f"input extent {tuple(x.shape[2:])} is not a multiple of the strides {self.total_stride}")
+        *skips, bottleneck = self.encoder(x)
+        return self.decoder(self.mamba_layer(bottleneck), skips)
+
+    @staticmethod
+    def initialize(module: nn.Module) -> None:
+        """He initialisation of one (sub)module; nnU-Net applies it to all. The Mamba layer keeps its own."""
+        if isinstance(module, (nn.Conv2d, nn.Conv3d)):
+            nn.init.kaiming_normal_(module.weight, a=0.01)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
