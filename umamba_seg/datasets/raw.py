@@ -1,0 +1,266 @@
+"""The raw data set as a value: nnU-Net's folder of images, labels and ``dataset.json``, found and validated.
+
+Only names and ``dataset.json`` are read here; :mod:`umamba_seg.datasets.check` opens the images.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from umamba_seg.datasets.images import ENDINGS, PICTURE_ENDINGS, ending_of
+from umamba_seg.datasets.labels import Labels
+from umamba_seg.errors import UserError
+
+_UNREAD_ENDINGS = (".jpg", ".jpeg", ".gipl", ".mhd", ".hdr", ".img", ".mgz", ".dcm")
+"""Images that are not read: beside others they are named, not left out silently."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One case: its image files in channel order, and its label file where there is one."""
+
+    identifier: str
+    images: tuple[Path, ...]
+    label: Path | None
+
+
+@dataclass(frozen=True)
+class RawDataset:
+    """A raw data set whose ``dataset.json`` and file names are in order.
+
+    Attributes:
+        folder: ``nnUNet_raw/DatasetNNN_Name``.
+        json: The content of ``dataset.json``.
+        labels: What the label files may hold and mean.
+        cases: The training cases, sorted by identifier. ``label`` is None where the label file is missing.
+        channels: Number of input channels, as ``channel_names`` counts them.
+        file_ending: Ending of all images and labels, such as ``.nii.gz``.
+    """
+
+    folder: Path
+    json: dict[str, Any]
+    labels: Labels
+    cases: tuple[Case, ...]
+    channels: int
+    file_ending: str
+
+    @property
+    def group_pattern(self) -> str | None:
+        """The entry ``group_pattern`` of dataset.json: finds the patient in a case's name. Not part of nnU-Net.
+
+        Raises:
+            UserError: It is not a string.
+        """
+        pattern = self.json.get("group_pattern")
+        if pattern is not None and not isinstance(pattern, str):
+            remedy = "write a regular expression in quotes, or leave it out"
+            raise UserError(self.folder / "dataset.json", f'"group_pattern" is {pattern!r}', remedy)
+        return pattern
+
+
+def parse_json(path: Path) -> Any:
+    """Read any JSON file.
+
+    Raises:
+        UserError: It is missing, a folder, or not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(path, "no such file", "check the path") from None
+    except (IsADirectoryError, NotADirectoryError, PermissionError) as error:
+        raise UserError(path, f"cannot be opened ({error.strerror})", "check the path and its permissions") from None
+    except UnicodeDecodeError:
+        raise UserError(path, "not JSON: it is not UTF-8 text", "save it as UTF-8 text") from None
+    except json.JSONDecodeError as error:
+        what = f"not JSON: {error.msg} in line {error.lineno}, column {error.colno}"
+        raise UserError(path, what, "mend the file there") from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds an object (``{...}``).
+
+    Raises:
+        UserError: It is missing, a folder, not JSON, or JSON of another kind.
+    """
+    content = parse_json(path)
+    if not isinstance(content, dict):
+        raise UserError(path, f"holds a JSON {type(content).__name__}, not an object", "write one object: { ... }")
+    return content
+
+
+def load_raw_dataset(folder: Path) -> RawDataset:
+    """Read and validate ``dataset.json`` and the file names of the training cases.
+
+    The optional table ``"dataset"`` (identifier -> {"images": [...], "label": ...}) replaces imagesTr and labelsTr, as
+    in nnU-Net: its paths are relative to ``folder``, and environment variables in them are expanded.
+
+    Raises:
+        UserError: Anything is missing, malformed or contradicts itself.
+    """
+    if not folder.is_dir():
+        raise UserError(folder, "no such folder", "give the folder of a raw data set (it holds dataset.json)")
+    path = folder / "dataset.json"
+    content = read_json(path)
+    if "training" in content and "file_ending" not in content:
+        what = "lists its cases as the Decathlon and nnU-Net v1 do"
+        raise UserError(path, what, "convert the data set with `umamba-seg convert msd`")
+    channels = _channels(content, path)
+    ending = _file_ending(content, path)
+    labels = Labels.from_json(content, path)
+    if "dataset" in content:
+        cases = _listed_cases(content["dataset"], folder, channels, ending)
+    else:
+        files = find_cases(folder / "imagesTr", ending, channels)
+        cases = label_cases(files, folder / "labelsTr", ending)
+    _require_count(content, len(cases), path)
+    return RawDataset(folder, content, labels, cases, channels, ending)
+
+
+def find_cases(folder: Path, file_ending: str, channels: int | None = None) -> dict[str, tuple[Path, ...]]:
+    """Find images named ``CASE_0000.ending``, ``CASE_0001.ending``, ...; hidden files are ignored.
+
+    Args:
+        folder: The folder of images.
+        file_ending: Their ending, such as ``.nii.gz``.
+        channels: Number of channels that each case must have. A PNG, BMP or TIFF may hold several channels, so for
+            those this is only the largest number of files.
+
+    Returns:
+        identifier -> its files in channel order, sorted by identifier.
+
+    Raises:
+        UserError: No images, an image with another name or ending, or a channel missing.
+    """
+    names = visible_files(folder)
+    pattern = re.compile(rf"(?P<case>.+)_(?P<channel>\d{{4}}){re.escape(file_ending)}")
+    found: dict[str, dict[int, Path]] = defaultdict(dict)
+    strangers = []
+    for name in names:
+        if match := pattern.fullmatch(name):
+            found[match["case"]][int(match["channel"])] = folder / name
+        elif ending_of(name.lower()) in (*ENDINGS, *_UNREAD_ENDINGS):
+            strangers.append(name)
+    if not found and not strangers:
+        what = f"no images named CASE_0000{file_ending} (there: {count_endings(names)})"
+        raise UserError(folder, what, "check the folder")
+    if strangers:
+        what = f"images that are not named CASE_0000{file_ending} ({len(strangers)}): {shorten(strangers)}"
+        remedy = "rename or remove them: the identifier, an underscore, the channel in four digits, the ending"
+        raise UserError(folder, what, remedy)
+    _require_channels(folder, {case: sorted(files) for case, files in found.items()}, channels, file_ending)
+    return {case: tuple(path for _, path in sorted(files.items())) for case, files in sorted(found.items())}
+
+
+def label_cases(files: dict[str, tuple[Path, ...]], labels: Path, ending: str) -> tuple[Case, ...]:
+    """Join images found by :func:`find_cases` to the label files ``CASE.ending`` of a folder, where they exist."""
+    paths = {case: labels / f"{case}{ending}" for case in files}
+    return tuple(Case(case, images, paths[case] if paths[case].is_file() else None) for case, images in files.items())
+
+
+def shorten(names: Sequence[str], shown: int = 10) -> str:
+    """The first ``shown`` names, and how many more there are."""
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more
+
+
+def count_endings(names: list[str]) -> str:
+    """``.json (1), .nii.gz (12)``, to say what is in a folder."""
+    there = Counter(ending_of(name) or "no ending" for name in names)
+    return ", ".join(f"{ending} ({count})" for ending, count in sorted(there.items())) or "nothing"
+
+
+def visible_files(folder: Path) -> list[str]:
+    """The names of the files in a folder, sorted, without hidden ones (``._x``, ``.DS_Store``).
+
+    Raises:
+        UserError: No such folder.
+    """
+    if not folder.is_dir():
+        raise UserError(folder, "no such folder", "check the path: it must be a folder of images")
+    return sorted(path.name for path in folder.iterdir() if not path.is_dir() and not path.name.startswith("."))
+
+
+def _require_channels(folder: Path, numbers: dict[str, list[int]], channels: int | None, ending: str) -> None:
+    """Channel numbers must run from 0 without a gap, and there must be as many as ``channels`` says."""
+    problems = []
+    for case, present in sorted(numbers.items()):
+        wanted = channels if channels and ending not in PICTURE_ENDINGS else present[-1] + 1
+        missing = [f"{case}_{number:04d}{ending}" for number in range(wanted) if number not in present]
+        if missing:
+            problems.append(f"{shorten(missing)} missing")
+        elif channels and len(present) > channels:
+            problems.append(f"{case} has {len(present)} channel files instead of {channels}")
+    if problems:
+        remedy = "add the missing files or remove these cases; every case needs the same channels"
+        raise UserError(folder, shorten(problems), remedy)
+
+
+def _channels(content: dict[str, Any], path: Path) -> int:
+    key = "modality" if "modality" in content and "channel_names" not in content else "channel_names"
+    example = '"channel_names": {"0": "CT"}'
+    names = content.get(key)
+    if names is None:
+        raise UserError(path, 'has no "channel_names"', f"name the input channels, for example {example}")
+    if not isinstance(names, dict) or set(names) != {str(i) for i in range(len(names))} or not names:
+        raise UserError(path, f'"{key}" is {names!r}', f'number the channels "0", "1", ... without a gap: {example}')
+    if not all(isinstance(name, str) for name in names.values()):
+        raise UserError(path, f'"{key}" is {names!r}', f"give every channel a name in quotes: {example}")
+    return len(names)
+
+
+def _file_ending(content: dict[str, Any], path: Path) -> str:
+    ending = content.get("file_ending")
+    if ending is None:
+        remedy = 'add the ending of the images, for example "file_ending": ".nii.gz"'
+        raise UserError(path, 'has no "file_ending"', remedy)
+    if ending not in ENDINGS:
+        what = f'"file_ending" is {ending!r}, which is none of {", ".join(ENDINGS)}'
+        raise UserError(path, what, "convert the images, or correct the ending (it begins with a dot)")
+    return ending
+
+
+def _listed_cases(table: Any, folder: Path, channels: int, ending: str) -> tuple[Case, ...]:
+    """The cases of the optional table ``"dataset"``."""
+    where = folder / "dataset.json"
+    if not isinstance(table, dict) or not table or not all(_is_listed_case(entry) for entry in table.values()):
+        remedy = 'write {"CASE": {"images": ["path", ...], "label": "path"}, ...}, or leave "dataset" out'
+        raise UserError(where, '"dataset" does not list images and a label for every case', remedy)
+
+    def resolve(name: str) -> Path:
+        return Path(os.path.normpath(folder / os.path.expandvars(name)))
+
+    cases = tuple(
+        Case(name, tuple(resolve(image) for image in table[name]["images"]), resolve(table[name]["label"]))
+        for name in sorted(table)
+    )
+    missing = [str(path) for case in cases for path in (*case.images, case.label) if path and not path.is_file()]
+    if missing:
+        what = f'"dataset" lists missing files ({len(missing)}): {shorten(missing)}'
+        raise UserError(where, what, "correct the paths")
+    numbers = {case.identifier: list(range(len(case.images))) for case in cases}
+    _require_channels(where, numbers, channels, ending)
+    return cases
+
+
+def _is_listed_case(entry: Any) -> bool:
+    if not isinstance(entry, dict):
+        return False
+    images, label = entry.get("images"), entry.get("label")
+    if not isinstance(label, str) or not isinstance(images, list) or not images:
+        return False
+    return all(isinstance(image, str) for image in images)
+
+
+def _require_count(content: dict[str, Any], count: int, path: Path) -> None:
+    stated = content.get("numTraining")
+    if stated != count or isinstance(stated, bool):
+        what = f'"numTraining" is {stated!r} but there are {count} training cases'
+        raise UserError(path, what, f'write "numTraining": {count}, or add or remove images')
