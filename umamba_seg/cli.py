@@ -1,0 +1,225 @@
+"""The command line: what each verb takes. What it does stands in :mod:`umamba_seg.commands`, loaded when it runs.
+
+Exit codes: 0 done; 1 a bug of ours, with its traceback; 2 something the user can mend; 3 some cases failed, the others
+were finished; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+
+import umamba_seg
+from umamba_seg.errors import CasesFailed, UserError
+from umamba_seg.networks.catalog import NETWORKS
+
+_CONFIGURATIONS = "2d, 3d_fullres, 3d_lowres or 3d_cascade_fullres"
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("everywhere")
+    group.add_argument("--json", action="store_true", help="print the result as JSON on stdout (messages go to stderr)")
+    group.add_argument("--verbose", action="store_true", help="show what nnU-Net prints as well")
+
+
+def _add_root(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--root",
+        metavar="DIR",
+        help="folder that holds nnUNet_raw, nnUNet_preprocessed and nnUNet_results "
+        "(default: the environment variables of these names)",
+    )
+
+
+def _add_dataset(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    parser.add_argument("-d", metavar="DATASET", required=required, help="number or name, e.g. 4 or Dataset004_Hippocampus")
+    _add_root(parser)
+
+
+def _add_processes(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-np", type=_positive, metavar="N", help="worker processes (default: what cores and memory allow)")
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-device", choices=("cpu", "cuda", "mps"), help="where the network runs (default: cuda where there is one, else cpu)"
+    )
+
+
+def _add_groups(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--group-pattern",
+        metavar="REGEX",
+        help="names the patient in a case's name, by the first group or the whole match, e.g. '^([^_]+)'; "
+        "a patient's cases stay on one side of every split (default: group_pattern in dataset.json)",
+    )
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return value
+
+
+def _positive_float(text: str) -> float:
+    value = float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return value
+
+
+def _convert(verbs: argparse._SubParsersAction) -> None:
+    parser = verbs.add_parser("convert", help="turn a data set into nnU-Net's raw form")
+    sources = parser.add_subparsers(dest="source", required=True, metavar="SOURCE")
+
+    msd = sources.add_parser("msd", help="a folder of the Medical Segmentation Decathlon", allow_abbrev=False)
+    msd.add_argument("-i", metavar="FOLDER", required=True, help="e.g. Task04_Hippocampus")
+    msd.add_argument("-d", metavar="ID", type=int, help="data set number (default: the task's)")
+    msd.add_argument("--name", help="data set name (default: the task's)")
+
+    folder = sources.add_parser("folder", help="2-D images and masks: PNG, TIFF, BMP, JPEG", allow_abbrev=False)
+    folder.add_argument("-i", metavar="IMAGES", required=True, help="folder of images")
+    folder.add_argument("-l", metavar="LABELS", required=True, help="folder of masks with the images' names")
+    folder.add_argument("-d", metavar="ID", type=int, required=True, help="data set number")
+    folder.add_argument("--name", required=True, help="data set name")
+    folder.add_argument("--test-images", metavar="FOLDER", help="images without masks, for prediction")
+    _add_groups(folder)
+    for source in (msd, folder):
+        _add_root(source)
+        _add_common(source)
+
+
+def _check(verbs: argparse._SubParsersAction) -> None:
+    parser = verbs.add_parser("check", help="say what is wrong with a raw data set", allow_abbrev=False)
+    _add_dataset(parser)
+    _add_groups(parser)
+    _add_processes(parser)
+    _add_common(parser)
+
+
+def _plan_and_preprocess(verbs: argparse._SubParsersAction) -> None:
+    parser = verbs.add_parser(
+        "plan_and_preprocess", help="check, measure, plan and preprocess a raw data set", allow_abbrev=False
+    )
+    _add_dataset(parser)
+    parser.add_argument(
+        "--network", default="umamba_bot", help=f"one of {', '.join(spec.name for spec in NETWORKS)} (default: %(default)s)"
+    )
+    budget = parser.add_mutually_exclusive_group()
+    budget.add_argument(
+        "-gpu_memory_target", type=_positive_float, metavar="GB", help="nnU-Net's memory target (default with a GPU: 8)"
+    )
+    budget.add_argument(
+        "--budget", choices=("cpu",), help="cpu: about one second per iteration on two cores (default without a GPU)"
+    )
+    parser.add_argument("-c", metavar="CONFIGURATION", nargs="+", help=f"{_CONFIGURATIONS} (default: all that are planned)")
+    parser.add_argument("-p", metavar="PLANS", help="name of the plans (default: NETWORK_BUDGET)")
+    _add_groups(parser)
+    parser.add_argument("--val-groups", metavar="GROUP", nargs="+", help="hold out these groups as the one validation fold")
+    parser.add_argument("--no-check", action="store_true", help="do not check the data first")
+    _add_processes(parser)
+    _add_common(parser)
+
+
+def _train(verbs: argparse._SubParsersAction) -> None:
+    parser = verbs.add_parser("train", help="train one fold and validate it", allow_abbrev=False)
+    _add_dataset(parser)
+    parser.add_argument("-c", metavar="CONFIGURATION", required=True, help=_CONFIGURATIONS)
+    parser.add_argument("-f", metavar="FOLD", required=True, help="number of the fold, or all")
+    parser.add_argument("-p", metavar="PLANS", help="name of the plans (default: the only ones of this data set)")
+    parser.add_argument("--epochs", type=_positive, metavar="N", help="default: the plans'")
+    parser.add_argument("--iterations-per-epoch", type=_positive, metavar="N", help="default: the plans'")
+    parser.add_argument(
+        "--max-minutes",
+        type=_positive_float,
+        metavar="M",
+        help="wall time of training without the final validation; the learning rate falls with it",
+    )
+    parser.add_argument("--c", dest="resume", action="store_true", help="continue from the last checkpoint")
+    parser.add_argument("--val", dest="only_validation", action="store_true", help="only run the final validation")
+    parser.add_argument("--npz", dest="save_probabilities", action="store_true", help="save the validation's probabilities")
+    _add_device(parser)
+    _add_processes(parser)
+    _add_common(parser)
+
+
+def _predict(verbs: argparse._SubParsersAction) -> None:
+    parser = verbs.add_parser("predict", help="segment a folder of images", allow_abbrev=False)
+    parser.add_argument("-i", metavar="FOLDER", required=True, help="images, CASE_0000.ending and so on")
+    parser.add_argument("-o", metavar="FOLDER", required=True, help="where segmentations are written")
+    parser.add_argument("-m", metavar="FOLDER", help="a model folder; or name the model by -d and -c")
+    _add_dataset(parser, required=False)
+    parser.add_argument("-c", metavar="CONFIGURATION", help=_CONFIGURATIONS)
+    parser.add_argument("-p", metavar="PLANS", help="name of the plans (default: the only ones of this data set)")
+    parser.add_argument("-f", metavar="FOLD", nargs="+", help="folds to average (default: all that are trained)")
+    parser.add_argument("-chk", metavar="NAME", default="checkpoint_final.pth", help="checkpoint (default: %(default)s)")
+    parser.add_argument("-step_size", type=_positive_float, default=0.5, help="of the window, in patches (default: 0.5)")
+    parser.add_argument("--disable_tta", action="store_true", help="do not average over mirrored images (8 times faster)")
+    parser.add_argument("--save_probabilities", action="store_true", help="save probabilities too, as nnU-Net does")
+    _add_device(parser)
+    _add_common(parser)
+
+
+def _evaluate(verbs: argparse._SubParsersAction) -> None:
+    parser = verbs.add_parser("evaluate", help="compare segmentations with references", allow_abbrev=False)
+    parser.add_argument("gt_folder", help="reference segmentations")
+    parser.add_argument("pred_folder", help="predicted segmentations of the same names")
+    parser.add_argument("-djfile", metavar="FILE", help="dataset.json (default: the one in pred_folder)")
+    parser.add_argument("-o", metavar="FILE", help="summary to write (default: pred_folder/summary.json)")
+    parser.add_argument("--chill", action="store_true", help="evaluate what is there when predictions are missing")
+    _add_processes(parser)
+    _add_common(parser)
+
+
+def _quickstart(verbs: argparse._SubParsersAction) -> None:
+    parser = verbs.add_parser("quickstart", help="the whole job on a synthetic data set", allow_abbrev=False)
+    parser.add_argument("-o", metavar="FOLDER", default="quickstart", help="where it works (default: ./quickstart)")
+    parser.add_argument("--config", metavar="FILE", help="settings (default: the packaged quickstart.toml)")
+    _add_common(parser)
+
+
+def _info(verbs: argparse._SubParsersAction) -> None:
+    parser = verbs.add_parser("info", help="versions, devices, and which scan backend runs here and why", allow_abbrev=False)
+    _add_common(parser)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of ``umamba-seg``. Building it loads neither torch nor nnunetv2."""
+    parser = argparse.ArgumentParser(
+        prog="umamba-seg",
+        description="Self-configuring medical image segmentation with Mamba networks.",
+        epilog="umamba-seg VERB --help tells more. A first try: umamba-seg quickstart",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"umamba-seg {umamba_seg.__version__}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for add in (_convert, _check, _plan_and_preprocess, _train, _predict, _evaluate, _quickstart, _info):
+        add(verbs)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a verb and return the exit code."""
+    arguments = build_parser().parse_args(argv)
+
+    from umamba_seg import commands, log
+
+    log.configure(arguments.verbose)
+    try:
+        result = getattr(commands, arguments.verb)(arguments)
+    except UserError as error:
+        print(f"umamba-seg: {error}", file=sys.stderr)
+        return 3 if isinstance(error, CasesFailed) else 2
+    except KeyboardInterrupt:
+        print("umamba-seg: interrupted", file=sys.stderr)
+        return 130
+    if arguments.json and result is not None:  # check prints its findings itself, as they may come with an error
+        print(json.dumps(result, indent=2))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""TOML settings of whole jobs, validated; the packaged ones lie in ``configs``."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from umamba_seg.errors import UserError
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SyntheticData(_Table):
+    """Arguments of :func:`umamba_seg.datasets.synthetic.make_dataset`."""
+
+    id: int = Field(ge=1, le=999)
+    name: str
+    train_cases: int = Field(ge=2)
+    test_cases: int = Field(ge=1)
+    shape: tuple[int, ...]
+    spacing: tuple[float, ...]
+    seed: int
+
+
+class QuickstartPlan(_Table):
+    """What is planned."""
+
+    network: str
+    budget: Literal["cpu"]
+    configuration: str
+
+
+class QuickstartTraining(_Table):
+    """How long fold 0 is trained."""
+
+    max_minutes: float = Field(gt=0)
+
+
+class QuickstartConfig(_Table):
+    """The tables of quickstart.toml."""
+
+    dataset: SyntheticData
+    plan: QuickstartPlan
+    training: QuickstartTraining
+
+
+def configs_folder() -> Path:
+    """The packaged settings: beside the modules when installed, beside the package in a clone."""
+    package = Path(__file__).parent
+    return package / "configs" if (package / "configs").is_dir() else package.parent / "configs"
+
+
+def read_quickstart(path: Path | None) -> QuickstartConfig:
+    """Settings of the quickstart, the packaged ones by default.
+
+    Raises:
+        UserError: The file is missing, not TOML, or holds unknown or impossible values.
+    """
+    path = path or configs_folder() / "quickstart.toml"
+    try:
+        return QuickstartConfig.model_validate(tomllib.loads(path.read_text()))
+    except FileNotFoundError:
+        raise UserError(path, "no such file", "name a TOML file") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(path, f"not TOML ({error})", "mend it") from None
+    except ValidationError as error:
+        raise UserError.of_validation(path, error) from None

@@ -1,0 +1,62 @@
+"""What a network may cost: the memory of a GPU, or the patience of a CPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from umamba_seg.train.options import TrainingOptions
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Targets of the planner's search for patch, depth and batch.
+
+    nnU-Net's search counts the voxels of all feature maps (``estimate``) of one sample and compares them with a
+    ``reference`` count for ``reference_batch`` samples; it shrinks the patch until two samples fit, then grows the batch.
+
+    Args:
+        name: ``cpu`` or e.g. ``8gb``; it stands in the plans' name.
+        base_features, max_features: Channels of the first stage, and their cap for 2-D and 3-D.
+        reference: Feature-map voxels for 2-D and 3-D.
+        reference_batch: Samples that the reference stands for, for 2-D and 3-D.
+        training: Options that fit the budget.
+    """
+
+    name: str
+    base_features: int
+    max_features: dict[int, int]
+    reference: dict[int, float]
+    reference_batch: dict[int, int]
+    training: TrainingOptions
+
+
+def gpu_budget(gigabytes: float) -> Budget:
+    """nnU-Net's memory target: its references stand for 8 GB and are scaled in proportion."""
+    return Budget(
+        name=f"{gigabytes:g}gb",
+        base_features=32,
+        max_features={2: 512, 3: 320},
+        reference={2: 85e6 * gigabytes / 8, 3: 560e6 * gigabytes / 8},
+        reference_batch={2: 12, 3: 2},
+        training=TrainingOptions(),
+    )
+
+
+# Feature-map voxels (nnU-Net's count for a plain U-Net of the same features) that U-Mamba_Bot trains on in one second
+# on two AVX2 cores. Measured, see docs: a deterministic stand-in for a stopwatch, so that plans do not depend on
+# what else the machine was doing.
+_CPU_VOXELS_PER_SECOND = {2: 40e6, 3: 20e6}
+
+
+def cpu_budget() -> Budget:
+    """About one second per iteration on two cores: a quarter of nnU-Net's features, a short schedule, AdamW."""
+    return Budget(
+        name="cpu",
+        base_features=8,
+        max_features={2: 64, 3: 64},
+        reference=dict(_CPU_VOXELS_PER_SECOND),
+        reference_batch={2: 1, 3: 1},
+        training=TrainingOptions(
+            optimizer="AdamW", initial_lr=3e-3, epochs=60, iterations_per_epoch=50, val_iterations_per_epoch=5
+        ),
+    )

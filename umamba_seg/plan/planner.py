@@ -1,0 +1,95 @@
+"""Step 2: fingerprint + network + budget -> plans.json, by nnU-Net's search with our network in its result."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from importlib.metadata import version
+
+from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
+from nnunetv2.utilities.json_export import recursive_fix_for_json_export
+
+import umamba_seg
+from umamba_seg.log import quiet
+from umamba_seg.networks import NetworkSpec, Topology
+from umamba_seg.plan.budgets import Budget
+from umamba_seg.plan.plans import PLANS_TABLE
+
+
+def _tuples(rows) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(int(value) for value in row) for row in rows)
+
+
+def _topology(configuration: dict) -> Topology:
+    """What nnU-Net's search found for its own U-Net."""
+    arguments = configuration["architecture"]["arch_kwargs"]
+    return Topology(
+        patch_size=tuple(int(extent) for extent in configuration["patch_size"]),
+        strides=_tuples(arguments["strides"]),
+        kernel_sizes=_tuples(arguments["kernel_sizes"]),
+        features=tuple(int(width) for width in arguments["features_per_stage"]),
+    )
+
+
+class Planner(ExperimentPlanner):
+    """nnU-Net's planner: its search stays; the network, the budget and the name of the shared data are ours.
+
+    Args:
+        dataset_name: E.g. ``Dataset004_Hippocampus``; its fingerprint must exist and nnU-Net's folders be exported.
+        network: The network that the plans name.
+        budget: What it may cost.
+        plans_name: File name of the plans, without ending.
+    """
+
+    def __init__(self, dataset_name: str, network: NetworkSpec, budget: Budget, plans_name: str):
+        super().__init__(dataset_name, plans_name=plans_name)
+        self.network, self.budget = network, budget
+        self.UNet_base_num_features = budget.base_features
+        self.UNet_max_features_2d, self.UNet_max_features_3d = budget.max_features[2], budget.max_features[3]
+        self.UNet_reference_val_2d, self.UNet_reference_val_3d = budget.reference[2], budget.reference[3]
+        self.UNet_reference_val_corresp_bs_2d = budget.reference_batch[2]
+        self.UNet_reference_val_corresp_bs_3d = budget.reference_batch[3]
+        self.UNet_vram_target_GB = self.UNet_reference_val_corresp_GB  # the budget's references are scaled already
+
+    def get_plans_for_configuration(self, *args, **kwargs) -> dict:
+        plan = super().get_plans_for_configuration(*args, **kwargs)
+        plan["architecture"] = {
+            "network_class_name": self.network.network,
+            "arch_kwargs": self.network.arguments(_topology(plan)),
+            "_kw_requires_import": [],
+        }
+        plan["data_identifier"] = self._shared_data_name(plan)
+        return plan
+
+    def _shared_data_name(self, plan: dict) -> str:
+        """Preprocessed data is named after what shapes it, so that networks and budgets share it."""
+        keys = ("spacing", "normalization_schemes", "use_mask_for_norm", "preprocessor_name")
+        shaping = {key: plan[key] for key in keys}
+        shaping |= {key: value for key, value in plan.items() if key.startswith("resampling_fn_")}
+        shaping["transpose_forward"] = self.determine_transpose()[0]
+        shaping["intensities"] = self.dataset_fingerprint["foreground_intensity_properties_per_channel"]
+        shaping["labels"] = self.dataset_json["labels"]
+        recursive_fix_for_json_export(shaping)
+        digest = hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()[:8]
+        spacing = "x".join(f"{step:.3g}" for step in plan["spacing"])
+        schemes = "-".join(dict.fromkeys(name.removesuffix("Normalization") for name in plan["normalization_schemes"]))
+        return f"{spacing}mm_{schemes}_{digest}"
+
+    def save_plans(self, plans: dict) -> None:
+        plans[PLANS_TABLE] = {
+            "network": self.network.name,
+            "budget": self.budget.name,
+            "training": self.budget.training.model_dump(),
+            "versions": {"umamba_seg": umamba_seg.__version__, "nnunetv2": version("nnunetv2")},
+        }
+        super().save_plans(plans)
+
+
+def plan_dataset(dataset_name: str, network: NetworkSpec, budget: Budget, plans_name: str) -> dict:
+    """Plan every configuration of a data set and write ``plans_name.json`` into its preprocessed folder.
+
+    Returns:
+        The plans as written.
+    """
+    with quiet():
+        return Planner(dataset_name, network, budget, plans_name).plan_experiment()

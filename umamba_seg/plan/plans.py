@@ -1,0 +1,53 @@
+"""Reading plans.json, the only contract between planning, preprocessing, training and prediction."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from umamba_seg.datasets.raw import read_json
+from umamba_seg.errors import UserError
+
+PLANS_TABLE = "umamba_seg"  # our table in the plans; nnU-Net carries unknown tables through untouched
+
+
+def read_plans(preprocessed: Path, plans_name: str | None) -> dict:
+    """The plans of a data set: those named, or the only ones of ours that are there.
+
+    Args:
+        preprocessed: ``nnUNet_preprocessed/DatasetNNN_Name``.
+        plans_name: ``-p``, or None.
+
+    Raises:
+        UserError: None, several, or not of ours.
+    """
+    planning = "run `umamba-seg plan_and_preprocess` first"
+    if plans_name is not None:
+        path = preprocessed / f"{plans_name}.json"
+        if not path.is_file():
+            raise UserError(path, "no such plans", planning)
+        plans = read_json(path)
+        if PLANS_TABLE not in plans:
+            raise UserError(path, "these plans were not made by umamba-seg", planning)
+        return plans
+    others = ("dataset", "dataset_fingerprint", "splits_final")
+    found = {path.stem: read_json(path) for path in sorted(preprocessed.glob("*.json")) if path.stem not in others}
+    ours = {name: plans for name, plans in found.items() if PLANS_TABLE in plans}
+    if not ours:
+        raise UserError(preprocessed, "holds no plans of umamba-seg", planning)
+    if len(ours) > 1:
+        raise UserError(preprocessed, f"holds several plans: {', '.join(ours)}", "choose one with -p")
+    return next(iter(ours.values()))
+
+
+def require_configuration(plans: dict, configuration: str) -> None:
+    """Refuse a configuration that the plans do not hold.
+
+    Raises:
+        UserError: Names those that they hold.
+    """
+    if configuration not in plans["configurations"]:
+        raise UserError(
+            f"-c {configuration}",
+            f"not a configuration of the plans {plans['plans_name']}",
+            f"choose one of {', '.join(plans['configurations'])}",
+        )

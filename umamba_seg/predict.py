@@ -1,0 +1,146 @@
+"""Step 5: model folder + images -> segmentations, by nnU-Net's sliding window.
+
+One process, case after case: a case that cannot be read is reported at the end and does not stop the others.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from nnunetv2.inference.export_prediction import export_prediction_from_logits
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from umamba_seg.datasets.check import check_case_images
+from umamba_seg.datasets.raw import find_cases, read_json
+from umamba_seg.errors import CasesFailed, UserError
+from umamba_seg.log import logger, progress, quiet
+
+
+def load_checkpoint(path: Path) -> dict:
+    """A checkpoint of ours, read without executing anything in it.
+
+    Raises:
+        UserError: Not a checkpoint, or one that holds more than tensors and plain values.
+    """
+    import pickle
+
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(path, f"cannot be read as a checkpoint of umamba-seg ({reason})", "train the fold again") from None
+
+
+def load_predictor(
+    model_folder: Path,
+    folds: list[str],
+    checkpoint_name: str,
+    device: torch.device,
+    *,
+    mirroring: bool = True,
+    step_size: float = 0.5,
+) -> nnUNetPredictor:
+    """A predictor that averages the logits of several folds.
+
+    Args:
+        model_folder: ``Trainer__plans__configuration`` with plans.json, dataset.json and ``fold_*``.
+        folds: E.g. ``["0", "all"]``.
+        checkpoint_name: File in each fold's folder.
+        device: Where the network runs.
+        mirroring: Average over mirrored inputs along the axes that training mirrored.
+        step_size: Step of the sliding window as a share of the patch.
+    """
+    plans_manager = PlansManager(read_json(model_folder / "plans.json"))
+    dataset_json = read_json(model_folder / "dataset.json")
+    checkpoints = [load_checkpoint(model_folder / f"fold_{fold}" / checkpoint_name) for fold in folds]
+    configuration = plans_manager.get_configuration(checkpoints[0]["init_args"]["configuration"])
+    with quiet():
+        predictor = nnUNetPredictor(
+            tile_step_size=step_size, use_mirroring=mirroring, device=device, allow_tqdm=False, verbose=False
+        )
+        network = nnUNetTrainer.build_network_architecture(
+            plans_manager,
+            configuration,
+            determine_num_input_channels(plans_manager, configuration, dataset_json),
+            plans_manager.get_label_manager(dataset_json).num_segmentation_heads,
+            enable_deep_supervision=False,
+        )
+        predictor.manual_initialization(
+            network,
+            plans_manager,
+            configuration,
+            [checkpoint["network_weights"] for checkpoint in checkpoints],
+            dataset_json,
+            checkpoints[0]["trainer_name"],
+            checkpoints[0]["inference_allowed_mirroring_axes"],
+        )
+    return predictor
+
+
+def _predict_case(predictor: nnUNetPredictor, files: tuple[Path, ...], target: Path, save_probabilities: bool) -> None:
+    """Segment one case into ``target`` (a path without ending). Written under another name first, then renamed."""
+    plans, configuration, dataset_json = predictor.plans_manager, predictor.configuration_manager, predictor.dataset_json
+    preprocessor = configuration.preprocessor_class(verbose=False)
+    data, _, properties = preprocessor.run_case([str(f) for f in files], None, plans, configuration, dataset_json)
+    logits = predictor.predict_logits_from_preprocessed_data(torch.from_numpy(data))
+    part = target.with_name(f".{target.name}.part")
+    export_prediction_from_logits(
+        logits, properties, configuration, plans, dataset_json, str(part), save_probabilities, torch.get_num_threads()
+    )
+    for written in target.parent.glob(f"{part.name}.*"):
+        os.replace(written, target.with_name(target.name + written.name.removeprefix(part.name)))
+
+
+def predict_folder(
+    predictor: nnUNetPredictor, images: Path, output: Path, *, save_probabilities: bool = False
+) -> list[Path]:
+    """Segment every case of a folder of images ``CASE_0000.ending``.
+
+    Args:
+        predictor: From :func:`load_predictor`.
+        images: Folder of images, one file per channel.
+        output: Folder for the segmentations, made if missing. Each has shape and geometry of its image.
+        save_probabilities: Also write nnU-Net's ``CASE.npz`` (and ``.pkl``) of probabilities.
+
+    Returns:
+        The segmentations written.
+
+    Raises:
+        UserError: No cases, or none at all could be read.
+        CasesFailed: Some cases could not be read; the others are written.
+    """
+    ending = predictor.dataset_json["file_ending"]
+    channels = len(predictor.dataset_json["channel_names"])
+    cases = find_cases(images, ending)
+    output.mkdir(parents=True, exist_ok=True)
+    return _predict_cases(predictor, cases.items(), output, ending, channels, save_probabilities)
+
+
+def _predict_cases(
+    predictor: nnUNetPredictor,
+    cases: Iterable[tuple[str, tuple[Path, ...]]],
+    output: Path,
+    ending: str,
+    channels: int,
+    save_probabilities: bool,
+) -> list[Path]:
+    written, failures = [], {}
+    for case, files in progress(list(cases), "predicting"):
+        try:
+            check_case_images(case, files, channels)
+        except UserError as error:
+            logger.error("%s", error)
+            failures[case] = str(error)
+            continue
+        with quiet():
+            _predict_case(predictor, files, output / case, save_probabilities)
+        written.append(output / f"{case}{ending}")
+    if failures:
+        raise CasesFailed(failures, done=len(written))
+    return written

@@ -1,0 +1,54 @@
+"""Step 3: raw data set + plans -> cropped, resampled, normalised cases, by nnU-Net's preprocessor.
+
+Complete data of an earlier run is used again: its folder is named after what shapes it, and a stamp beside it lists the
+raw files that it was made from.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from umamba_seg.datasets.raw import RawDataset, read_json
+from umamba_seg.log import interactive, logger, quiet
+
+
+def _stamp(dataset: RawDataset) -> dict[str, list[int]]:
+    """Size and modification time of every raw file."""
+    files = [path for case in dataset.cases for path in (*case.images, case.label) if path is not None]
+    return {str(path): [path.stat().st_size, path.stat().st_mtime_ns] for path in files}
+
+
+def preprocess(dataset: RawDataset, plans: dict, configurations: list[str], preprocessed: Path, processes: int) -> None:
+    """Preprocess the configurations of ``plans`` and copy the reference segmentations for the validation.
+
+    Args:
+        dataset: The raw data set.
+        plans: As written by :func:`umamba_seg.plan.planner.plan_dataset`.
+        configurations: Names in the plans.
+        preprocessed: ``nnUNet_preprocessed/DatasetNNN_Name``; nnU-Net's folders must have been exported.
+        processes: Worker processes.
+    """
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    stamp = _stamp(dataset)
+    manager = PlansManager(plans)
+    for name in configurations:
+        configuration = manager.get_configuration(name)
+        stamp_file = preprocessed / f"{configuration.data_identifier}.stamp"
+        if stamp_file.is_file() and read_json(stamp_file) == stamp:
+            logger.info("%s: preprocessed data is there already (%s)", name, configuration.data_identifier)
+            continue
+        stamp_file.unlink(missing_ok=True)
+        with quiet():
+            preprocessor = configuration.preprocessor_class(verbose=False)
+            preprocessor.show_progress_bar = interactive()
+            preprocessor.run(preprocessed.name, name, plans["plans_name"], processes)
+        stamp_file.write_text(json.dumps(stamp))
+
+    references = preprocessed / "gt_segmentations"
+    references.mkdir(exist_ok=True)
+    for case in dataset.cases:
+        if case.label is not None:
+            shutil.copy2(case.label, references / f"{case.identifier}{dataset.file_ending}")

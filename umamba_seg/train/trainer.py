@@ -1,0 +1,234 @@
+"""Step 4: plans + fold -> checkpoint, by nnU-Net's training loop.
+
+What differs from nnU-Net's trainer: options come from the plans, training may be bounded by wall time, the console
+shows one line an epoch, and checkpoints hold plain values that load without trusting a pickle.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import torch
+from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from tqdm import tqdm
+
+from umamba_seg.datasets.writing import write_json
+from umamba_seg.errors import UserError
+from umamba_seg.log import logger, quiet, step_bar
+from umamba_seg.plan.plans import PLANS_TABLE
+from umamba_seg.train.clock import Clock
+from umamba_seg.train.options import TrainingOptions
+
+
+class ProgressPolyLR(PolyLRScheduler):
+    """nnU-Net's polynomial decay over the share of the budget that is spent (epochs or time, whichever is further)."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, initial_lr: float, progress):
+        self._progress = progress
+        super().__init__(optimizer, initial_lr, max_steps=1)
+
+    def step(self, current_step=None) -> None:
+        super().step(self._progress())
+
+
+def _plain(value):
+    """Numpy scalars and arrays, tuples and lists as plain Python values (what ``weights_only`` loading accepts)."""
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+class UMambaSegTrainer(nnUNetTrainer):
+    """nnU-Net's trainer with options from ``plans["umamba_seg"]["training"]`` (see :class:`TrainingOptions`)."""
+
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int | str,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008  (nnU-Net inspects this very signature)
+    ):
+        super().__init__(plans, configuration, fold, dataset_json, device)  # type: ignore[arg-type]
+        options = TrainingOptions.read(plans[PLANS_TABLE]["training"], "plans")
+        self.options = options
+        self.initial_lr, self.weight_decay = options.initial_lr, options.weight_decay
+        self.num_epochs = options.epochs
+        self.num_iterations_per_epoch = options.iterations_per_epoch
+        self.num_val_iterations_per_epoch = options.val_iterations_per_epoch
+        self.save_every = 10
+        self.clock = Clock(options.max_minutes and options.max_minutes * 60)
+        self.iterations = 0
+
+    @property
+    def progress(self) -> float:
+        """Share of the budget that is spent, 0 to 1."""
+        return max(self.clock.progress, self.current_epoch / self.num_epochs)
+
+    def initialize(self) -> None:
+        super().initialize()
+        if self.device.type == "cpu" and len(self.configuration_manager.patch_size) == 3:
+            # oneDNN's 3-D convolutions are about a third faster this way; 2-D ones hardly.
+            self.network.to(memory_format=torch.channels_last_3d)
+
+    def configure_optimizers(self):
+        if self.options.optimizer == "SGD":
+            optimizer, _ = super().configure_optimizers()
+        else:
+            optimizer = torch.optim.AdamW(
+                self.network.parameters(), lr=self.initial_lr, weight_decay=self.weight_decay
+            )
+        return optimizer, ProgressPolyLR(optimizer, self.initial_lr, lambda: self.progress)
+
+    def _do_i_compile(self) -> bool:
+        """Only when asked for: compiling takes minutes and our scan is a Python loop to it."""
+        return "nnUNet_compile" in os.environ and super()._do_i_compile()
+
+    def plot_network_architecture(self) -> None:
+        """Nothing: nnU-Net's plot needs a library that it does not install."""
+
+    def print_to_log_file(self, *args, also_print_to_console: bool = True, add_timestamp: bool = True) -> None:
+        """To the log file; to the console only as a debug message."""
+        super().print_to_log_file(*args, also_print_to_console=False, add_timestamp=add_timestamp)
+        logger.debug(" ".join(map(str, args)).strip())
+
+    # ------------------------------------------------------------------------------------------------------ the loop
+
+    def run_training(self) -> None:
+        """Epochs until the epochs or the time are spent. The time left is shown; the last epoch may be shorter."""
+        self.clock.start()
+        with quiet():
+            self.on_train_start()
+        closing = 0.0  # seconds that an epoch takes after its last training iteration
+        with step_bar("training", self._bar_total()) as bar:
+            while self.current_epoch < self.num_epochs and self.clock.left > closing:
+                self.on_epoch_start()
+                self._train_epoch(closing, bar)
+                before = self.clock.spent
+                self._validate_epoch()
+                self._end_epoch()
+                closing = self.clock.spent - before
+        with quiet():
+            self.on_train_end()
+
+    def _train_epoch(self, closing: float, bar: tqdm) -> None:
+        self.on_train_epoch_start()
+        outputs = []
+        for _ in range(self.num_iterations_per_epoch):
+            self.lr_scheduler.step()
+            outputs.append(self.train_step(next(self.dataloader_train)))
+            self.iterations += 1
+            self._refuse_divergence(float(outputs[-1]["loss"]))
+            self._show(bar)
+            if self.clock.left < closing:
+                break
+        self.on_train_epoch_end(outputs)
+
+    def _refuse_divergence(self, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise UserError(
+                self.output_folder,
+                f"the loss became {loss} in epoch {self.current_epoch}, iteration {self.iterations}",
+                f"the last checkpoint is kept; plan with a lower initial_lr than {self.initial_lr:g} and train again",
+            )
+
+    def _validate_epoch(self) -> None:
+        with torch.no_grad():
+            self.on_validation_epoch_start()
+            batches = (next(self.dataloader_val) for _ in range(self.num_val_iterations_per_epoch))
+            self.on_validation_epoch_end([self.validation_step(batch) for batch in batches])
+
+    def _bar_total(self) -> int:
+        limited = self.options.max_minutes is not None
+        return int(self.clock.limit) if limited else self.num_epochs * self.num_iterations_per_epoch
+
+    def _show(self, bar: tqdm) -> None:
+        """Seconds under a time budget, iterations otherwise: the bar's time left is right in both cases."""
+        bar.update((int(self.clock.spent) if self.options.max_minutes is not None else self.iterations) - bar.n)
+
+    def _end_epoch(self) -> None:
+        self.on_epoch_end()  # saves, plots progress.png and counts the epoch
+        self._write_record()
+        last = {name: values[-1] for name, values in self.logger.get_checkpoint().items()}
+        dice = "  ".join(
+            f"{name} {value:.3f}" for name, value in zip(self._foreground_names(), last["dice_per_class_or_region"], strict=True)
+        )
+        seconds = last["epoch_end_timestamps"] - last["epoch_start_timestamps"]
+        left = self.clock.spent * (1 / max(self.progress, 1e-9) - 1)
+        logger.info(
+            "epoch %d/%d  train loss %.3f  val loss %.3f  pseudo Dice: %s  lr %.1e  %.0f s  (%s left)",
+            self.current_epoch, self.num_epochs, last["train_losses"], last["val_losses"], dice, last["lrs"], seconds,
+            timedelta(seconds=round(left)),
+        )  # fmt: skip
+
+    def _write_record(self) -> None:
+        """training.json: what the report and a script need to know, without opening a checkpoint."""
+        record = {
+            "configuration": self.configuration_name,
+            "device": str(self.device),
+            "parameters": sum(weight.numel() for weight in self.network.parameters()),
+            "iterations": self.iterations,
+            "seconds": self.clock.spent,
+            "logging": _plain(self.logger.get_checkpoint()),
+        }
+        write_json(Path(self.output_folder) / "training.json", record)
+
+    def _foreground_names(self) -> list[str]:
+        labels = self.dataset_json["labels"]
+        return [name for name, value in labels.items() if value != 0 and name != "ignore"]
+
+    # --------------------------------------------------------------------------------------------------- checkpoints
+
+    def save_checkpoint(self, filename: str) -> None:
+        """nnU-Net's checkpoint, written to a temporary file and renamed.
+
+        ``trainer_name`` names nnU-Net's own trainer: its predictor looks the class up among its own, and ours adds
+        nothing to prediction (the network is found through the plans).
+        """
+        checkpoint = {
+            "network_weights": self._plain_network().state_dict(),
+            "optimizer_state": self.optimizer.state_dict(),
+            "grad_scaler_state": None if self.grad_scaler is None else self.grad_scaler.state_dict(),
+            "logging": _plain(self.logger.get_checkpoint()),
+            "_best_ema": _plain(self._best_ema),
+            "current_epoch": self.current_epoch + 1,
+            "iterations": self.iterations,
+            "seconds_spent": self.clock.spent,
+            "init_args": {"configuration": self.configuration_name, "fold": self.fold},
+            "trainer_name": nnUNetTrainer.__name__,
+            "inference_allowed_mirroring_axes": self.inference_allowed_mirroring_axes,
+        }
+        part = Path(filename).with_suffix(".part")
+        torch.save(checkpoint, part)
+        os.replace(part, filename)
+
+    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
+        """Restore network, optimizer, epoch, time spent and logs. Nothing but plain values is unpickled."""
+        if not self.was_initialized:
+            self.initialize()
+        checkpoint = filename_or_checkpoint
+        if not isinstance(checkpoint, dict):
+            checkpoint = torch.load(checkpoint, map_location=self.device, weights_only=True)
+        self._plain_network().load_state_dict(checkpoint["network_weights"])
+        self.optimizer.load_state_dict(checkpoint["optimizer_state"])
+        if self.grad_scaler is not None and checkpoint["grad_scaler_state"] is not None:
+            self.grad_scaler.load_state_dict(checkpoint["grad_scaler_state"])
+        self.logger.load_checkpoint(checkpoint["logging"])
+        self._best_ema = checkpoint["_best_ema"]
+        self.current_epoch = checkpoint["current_epoch"]
+        self.iterations = checkpoint["iterations"]
+        self.clock = Clock(None if self.options.max_minutes is None else self.clock.limit, checkpoint["seconds_spent"])
+        self.inference_allowed_mirroring_axes = checkpoint["inference_allowed_mirroring_axes"]
+
+    def _plain_network(self) -> torch.nn.Module:
+        """The network without the wrapper of torch.compile."""
+        return getattr(self.network, "_orig_mod", self.network)
