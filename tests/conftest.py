@@ -1,8 +1,13 @@
-"""Where tests find real data. It is not part of the project: without it those tests are skipped."""
+"""Real data (not part of the project: without it those tests are skipped), the command line, and a trained model."""
 
+import contextlib
+import io
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple
 
 import pytest
 
@@ -18,3 +23,64 @@ def shared_data() -> Callable[[str], Path]:
         return root / name
 
     return find
+
+
+@pytest.fixture(scope="session")
+def umamba_seg() -> Callable[..., "Outcome"]:
+    """``umamba_seg("check", "-d", 4, ...)`` runs the command line in this process and tells how it ended."""
+    from umamba_seg.cli import main
+
+    def run(*words: object) -> Outcome:
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                code = main([str(word) for word in words])
+            except SystemExit as stop:  # argparse ends this way
+                code = int(stop.code or 0)
+        return Outcome(code, out.getvalue(), err.getvalue())
+
+    return run
+
+
+class Outcome(NamedTuple):
+    """Exit code and output of a command."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def result(self) -> dict:
+        """What ``--json`` printed."""
+        return json.loads(self.out)
+
+    def succeeded(self) -> "Outcome":
+        """Itself, when the command ended well."""
+        assert self.code == 0, self.err
+        return self
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, umamba_seg) -> SimpleNamespace:
+    """A tiny synthetic data set with a model trained on it for a moment: ``root``, ``raw``, ``model``, ``result``."""
+    from umamba_seg.datasets.synthetic import make_dataset
+
+    root = tmp_path_factory.mktemp("trained")
+    raw = make_dataset(
+        root / "nnUNet_raw",
+        901,
+        "Tiny",
+        train_cases=5,
+        test_cases=2,
+        shape=(36, 32, 14),
+        spacing=(2.5, 2.5, 6.0),
+        seed=1,
+    )
+    common = ("-d", 901, "--root", root, "-c", "3d_fullres", "--json")
+    umamba_seg("plan_and_preprocess", *common, "--budget", "cpu").succeeded()
+    done = umamba_seg(
+        "train", *common, "-f", 0, "--epochs", 2, "--iterations-per-epoch", 2, "-device", "cpu"
+    ).succeeded()
+    return SimpleNamespace(
+        root=root, raw=raw, model=Path(done.result["model_folder"]), result=done.result, log=done.err
+    )

@@ -34,17 +34,23 @@ def _add_root(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_dataset(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
-    parser.add_argument("-d", metavar="DATASET", required=required, help="number or name, e.g. 4 or Dataset004_Hippocampus")
+    parser.add_argument(
+        "-d", metavar="DATASET", required=required, help="number or name, e.g. 4 or Dataset004_Hippocampus"
+    )
     _add_root(parser)
 
 
 def _add_processes(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-np", type=_positive, metavar="N", help="worker processes (default: what cores and memory allow)")
+    parser.add_argument(
+        "-np", type=_positive, metavar="N", help="worker processes (default: what cores and memory allow)"
+    )
 
 
 def _add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "-device", choices=("cpu", "cuda", "mps"), help="where the network runs (default: cuda where there is one, else cpu)"
+        "-device",
+        choices=("cpu", "cuda", "mps"),
+        help="where the network runs (default: cuda where there is one, else cpu)",
     )
 
 
@@ -106,7 +112,9 @@ def _plan_and_preprocess(verbs: argparse._SubParsersAction) -> None:
     )
     _add_dataset(parser)
     parser.add_argument(
-        "--network", default="umamba_bot", help=f"one of {', '.join(spec.name for spec in NETWORKS)} (default: %(default)s)"
+        "--network",
+        default="umamba_bot",
+        help=f"one of {', '.join(spec.name for spec in NETWORKS)} (default: %(default)s)",
     )
     budget = parser.add_mutually_exclusive_group()
     budget.add_argument(
@@ -115,10 +123,14 @@ def _plan_and_preprocess(verbs: argparse._SubParsersAction) -> None:
     budget.add_argument(
         "--budget", choices=("cpu",), help="cpu: about one second per iteration on two cores (default without a GPU)"
     )
-    parser.add_argument("-c", metavar="CONFIGURATION", nargs="+", help=f"{_CONFIGURATIONS} (default: all that are planned)")
+    parser.add_argument(
+        "-c", metavar="CONFIGURATION", nargs="+", help=f"{_CONFIGURATIONS} (default: all that are planned)"
+    )
     parser.add_argument("-p", metavar="PLANS", help="name of the plans (default: NETWORK_BUDGET)")
     _add_groups(parser)
-    parser.add_argument("--val-groups", metavar="GROUP", nargs="+", help="hold out these groups as the one validation fold")
+    parser.add_argument(
+        "--val-groups", metavar="GROUP", nargs="+", help="hold out these groups as the one validation fold"
+    )
     parser.add_argument("--no-check", action="store_true", help="do not check the data first")
     _add_processes(parser)
     _add_common(parser)
@@ -140,7 +152,9 @@ def _train(verbs: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--c", dest="resume", action="store_true", help="continue from the last checkpoint")
     parser.add_argument("--val", dest="only_validation", action="store_true", help="only run the final validation")
-    parser.add_argument("--npz", dest="save_probabilities", action="store_true", help="save the validation's probabilities")
+    parser.add_argument(
+        "--npz", dest="save_probabilities", action="store_true", help="save the validation's probabilities"
+    )
     _add_device(parser)
     _add_processes(parser)
     _add_common(parser)
@@ -155,9 +169,15 @@ def _predict(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument("-c", metavar="CONFIGURATION", help=_CONFIGURATIONS)
     parser.add_argument("-p", metavar="PLANS", help="name of the plans (default: the only ones of this data set)")
     parser.add_argument("-f", metavar="FOLD", nargs="+", help="folds to average (default: all that are trained)")
-    parser.add_argument("-chk", metavar="NAME", default="checkpoint_final.pth", help="checkpoint (default: %(default)s)")
-    parser.add_argument("-step_size", type=_positive_float, default=0.5, help="of the window, in patches (default: 0.5)")
-    parser.add_argument("--disable_tta", action="store_true", help="do not average over mirrored images (8 times faster)")
+    parser.add_argument(
+        "-chk", metavar="NAME", default="checkpoint_final.pth", help="checkpoint (default: %(default)s)"
+    )
+    parser.add_argument(
+        "-step_size", type=_positive_float, default=0.5, help="of the window, in patches (default: 0.5)"
+    )
+    parser.add_argument(
+        "--disable_tta", action="store_true", help="do not average over mirrored images (8 times faster)"
+    )
     parser.add_argument("--save_probabilities", action="store_true", help="save probabilities too, as nnU-Net does")
     _add_device(parser)
     _add_common(parser)
@@ -182,7 +202,9 @@ def _quickstart(verbs: argparse._SubParsersAction) -> None:
 
 
 def _info(verbs: argparse._SubParsersAction) -> None:
-    parser = verbs.add_parser("info", help="versions, devices, and which scan backend runs here and why", allow_abbrev=False)
+    parser = verbs.add_parser(
+        "info", help="versions, devices, and which scan backend runs here and why", allow_abbrev=False
+    )
     _add_common(parser)
 
 

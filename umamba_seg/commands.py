@@ -1,4 +1,4 @@
-"""What each verb of the command line does. Every function takes the parsed arguments and returns what ``--json`` prints.
+"""What each verb of the command line does: functions from the parsed arguments to what ``--json`` prints.
 
 Input is checked before torch is loaded, so that a mistake is answered within seconds.
 """
@@ -51,7 +51,9 @@ def check(args: Namespace) -> None:
     )
     print(json.dumps(report.as_json(), indent=2) if args.json else report.as_text())
     if report.errors:
-        raise UserError(dataset.folder, f"{len(report.errors)} errors were found", "mend what is listed and check again")
+        raise UserError(
+            dataset.folder, f"{len(report.errors)} errors were found", "mend what is listed and check again"
+        )
 
 
 def _existing_splits(folders: paths.Folders, dataset_name: str) -> list[dict] | None:
@@ -95,7 +97,9 @@ def plan_and_preprocess(args: Namespace) -> dict:
 
     extract_fingerprint(name, processes)
     plans = plan_dataset(name, network, budget, args.p or f"{network.name}_{budget.name}")
-    configurations = args.c or [key for key in plans["configurations"] if "inherits_from" not in plans["configurations"][key]]
+    configurations = args.c or [
+        key for key in plans["configurations"] if "inherits_from" not in plans["configurations"][key]
+    ]
     for configuration in configurations:
         require_configuration(plans, configuration)
         _log_plan(configuration, plans["configurations"][configuration])
@@ -104,7 +108,7 @@ def plan_and_preprocess(args: Namespace) -> dict:
 
 
 def _splits(args: Namespace, folders: paths.Folders, dataset) -> list[dict]:
-    """The splits that are there, or new ones. Asking for groups while others are there would change nothing: refused."""
+    """The splits that are there, or new ones. Asking for groups is refused where others are there already."""
     from umamba_seg.datasets.splits import make_splits
 
     pattern = args.group_pattern or dataset.json.get("group_pattern")
@@ -175,27 +179,33 @@ def train(args: Namespace) -> dict:
         only_validation=args.only_validation,
         save_probabilities=args.save_probabilities,
     )
-    result["report"] = str(_report_on_fold(result, folders.raw / name / "imagesTr", preprocessed))
-    logger.info("report: %s", result["report"])
+    result["report"] = _report_on_fold(result, folders.raw / name / "imagesTr", preprocessed)
     return result
 
 
-def _report_on_fold(result: dict, images: Path, preprocessed: Path) -> Path:
+def _report_on_fold(result: dict, images: Path, preprocessed: Path) -> str | None:
+    """The fold's report.html. The training is done by now: raw images that have since gone only cost the report."""
     from umamba_seg.report import report_on_model
 
     model = Path(result["model_folder"])
     fold = model / f"fold_{result['fold']}"
-    return report_on_model(
-        model,
-        result["fold"],
-        title=f"{preprocessed.name}, fold {result['fold']}",
-        summary=read_json(Path(result["summary"])),
-        images=images,
-        references=preprocessed / "gt_segmentations",
-        predictions=fold / "validation",
-        cases=result["cases"],
-        output=fold / "report.html",
-    )
+    try:
+        report = report_on_model(
+            model,
+            result["fold"],
+            title=f"{preprocessed.name}, fold {result['fold']}",
+            summary=read_json(Path(result["summary"])),
+            images=images,
+            references=preprocessed / "gt_segmentations",
+            predictions=fold / "validation",
+            cases=result["cases"],
+            output=fold / "report.html",
+        )
+    except UserError as error:
+        logger.warning("no report was written: %s", error)
+        return None
+    logger.info("report: %s", report)
+    return str(report)
 
 
 def _fold(text: str, splits: list[dict]) -> int | str:
@@ -255,10 +265,12 @@ def _model_folder(args: Namespace) -> Path:
 
 
 def _trained_folds(model: Path, folds: list[str] | None, checkpoint: str) -> list[str]:
-    """The folds asked for, or every numbered fold that is trained (fold all only when there is no other, or by name)."""
+    """The folds asked for, or every numbered fold that is trained, or fold all when there is no other."""
     there = sorted(path.parent.name.removeprefix("fold_") for path in model.glob(f"fold_*/{checkpoint}"))
     if not there:
-        raise UserError(model, f"no fold_*/{checkpoint} is there", "train a fold first, or name another checkpoint with -chk")
+        raise UserError(
+            model, f"no fold_*/{checkpoint} is there", "train a fold first, or name another checkpoint with -chk"
+        )
     wanted = folds or [fold for fold in there if fold != "all"] or there
     missing = [fold for fold in wanted if fold not in there]
     if missing:
@@ -290,11 +302,11 @@ def evaluate(args: Namespace) -> dict:
 def quickstart(args: Namespace) -> dict:
     from umamba_seg.quickstart import run
 
-    return run(Path(args.o), Path(args.config) if args.config else None)
+    return run(Path(args.o), Path(args.config) if args.config else None, args.json)
 
 
 def info(args: Namespace) -> dict:
-    from umamba_seg.info import collect, as_text
+    from umamba_seg.info import as_text, collect
 
     facts = collect()
     if not args.json:

@@ -32,7 +32,8 @@ class UserError(Exception):
     def of_validation(cls, where: str | PathLike, error: ValidationError) -> UserError:
         """The findings of pydantic about the values in ``where``, one sentence each."""
         findings = [
-            f"{'.'.join(map(str, item['loc'])) or 'values'} = {item['input']!r}: {item['msg']}" for item in error.errors()
+            f"{'.'.join(map(str, item['loc'])) or 'values'} = {item['input']!r}: {item['msg']}"
+            for item in error.errors()
         ]
         return cls(where, "; ".join(findings), "mend the values named")
 
@@ -52,4 +53,7 @@ class CasesFailed(UserError):
             f"the other {done} were finished{lines}",
             "mend these cases and run the same command on them again",
         )
-        self.failures = failures
+        self.failures, self.done = failures, done
+
+    def __reduce__(self):
+        return type(self), (self.failures, self.done)

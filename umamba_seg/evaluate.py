@@ -8,13 +8,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, median
 
-from umamba_seg.datasets.raw import Labels, read_json
+from umamba_seg.datasets.images import read_image
+from umamba_seg.datasets.labels import Labels
+from umamba_seg.datasets.raw import read_json
 from umamba_seg.errors import UserError
 from umamba_seg.log import quiet, table
 
 
 def evaluate_folder(
-    references: Path, predictions: Path, dataset_json: dict, output: Path, processes: int, *, allow_missing: bool = False
+    references: Path,
+    predictions: Path,
+    dataset_json: dict,
+    output: Path,
+    processes: int,
+    *,
+    allow_missing: bool = False,
 ) -> dict:
     """Compare two folders of segmentations and write nnU-Net's summary.json.
 
@@ -31,7 +39,7 @@ def evaluate_folder(
         segmentation holds is NaN, and nnU-Net's means leave it out.
 
     Raises:
-        UserError: Nothing to compare, or predictions are missing.
+        UserError: Nothing to compare, predictions are missing, or one has another shape than its reference.
     """
     from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder
     from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
@@ -43,7 +51,11 @@ def evaluate_folder(
     if unknown:
         raise UserError(references, f"holds no reference for {', '.join(unknown[:10])}", "name the folder that does")
     if missing and not allow_missing:
-        raise UserError(predictions, f"predictions of {', '.join(missing[:10])} are missing", "predict them, or --chill")
+        raise UserError(
+            predictions, f"predictions of {', '.join(missing[:10])} are missing", "predict them, or --chill"
+        )
+    for name in sorted(predicted):
+        _require_same_shape(references / f"{name}{ending}", predictions / f"{name}{ending}")
     labels = LabelManager(dataset_json["labels"], dataset_json.get("regions_class_order"))
     with quiet():
         reader = determine_reader_writer_from_dataset_json(dataset_json, str(references / f"{min(predicted)}{ending}"))
@@ -65,6 +77,12 @@ def _cases(folder: Path, ending: str) -> set[str]:
     if not names:
         raise UserError(folder, f"holds no files ending in {ending}", "name the folder of segmentations")
     return names
+
+
+def _require_same_shape(reference: Path, prediction: Path) -> None:
+    wanted, found = (read_image(path).array.shape for path in (reference, prediction))
+    if found != wanted:
+        raise UserError(prediction, f"has shape {found}, its reference {wanted}", "compare segmentations of one grid")
 
 
 def class_metrics(metrics: dict[str, dict], labels: Labels) -> dict[str, dict]:

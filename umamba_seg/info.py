@@ -16,6 +16,7 @@ def collect() -> dict:
     """The facts as JSON-able values: ``versions``, ``machine``, ``devices``, ``scan_backends``."""
     import psutil
     import torch
+
     import umamba_kernels
 
     versions = {"umamba-seg": umamba_seg.__version__, "python": platform.python_version()}

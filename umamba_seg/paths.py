@@ -52,7 +52,9 @@ class Folders:
                 "make one with `umamba-seg convert`, or point --root or nnUNet_raw at the folder that holds it",
             )
         if len(found) > 1:
-            raise UserError(f"-d {dataset}", f"means {' and '.join(found)}", "give the full name, or rename one of them")
+            raise UserError(
+                f"-d {dataset}", f"means {' and '.join(found)}", "give the full name, or rename one of them"
+            )
         return found[0]
 
 

@@ -6,6 +6,7 @@ One process, case after case: a case that cannot be read is reported at the end 
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from umamba_seg.datasets.check import check_case_images
 from umamba_seg.datasets.raw import find_cases, read_json
 from umamba_seg.errors import CasesFailed, UserError
+from umamba_seg.layout import use_fast_layout
 from umamba_seg.log import logger, progress, quiet
 
 
@@ -28,13 +30,13 @@ def load_checkpoint(path: Path) -> dict:
     Raises:
         UserError: Not a checkpoint, or one that holds more than tensors and plain values.
     """
-    import pickle
-
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(path, f"cannot be read as a checkpoint of umamba-seg ({reason})", "train the fold again") from None
+        raise UserError(
+            path, f"cannot be read as a checkpoint of umamba-seg ({reason})", "train the fold again"
+        ) from None
 
 
 def load_predictor(
@@ -72,7 +74,7 @@ def load_predictor(
             enable_deep_supervision=False,
         )
         predictor.manual_initialization(
-            network,
+            use_fast_layout(network, device),
             plans_manager,
             configuration,
             [checkpoint["network_weights"] for checkpoint in checkpoints],
@@ -85,7 +87,11 @@ def load_predictor(
 
 def _predict_case(predictor: nnUNetPredictor, files: tuple[Path, ...], target: Path, save_probabilities: bool) -> None:
     """Segment one case into ``target`` (a path without ending). Written under another name first, then renamed."""
-    plans, configuration, dataset_json = predictor.plans_manager, predictor.configuration_manager, predictor.dataset_json
+    plans, configuration, dataset_json = (
+        predictor.plans_manager,
+        predictor.configuration_manager,
+        predictor.dataset_json,
+    )
     preprocessor = configuration.preprocessor_class(verbose=False)
     data, _, properties = preprocessor.run_case([str(f) for f in files], None, plans, configuration, dataset_json)
     logits = predictor.predict_logits_from_preprocessed_data(torch.from_numpy(data))

@@ -35,8 +35,13 @@ def _empty(folder: Path) -> None:
     (folder / _MARKER).touch()
 
 
-def run(folder: Path, config_file: Path | None) -> dict:
+def run(folder: Path, config_file: Path | None, as_json: bool) -> dict:
     """Make the data, then plan, train, predict, evaluate and report, all below ``folder``.
+
+    Args:
+        folder: Made, or emptied when an earlier quickstart made it.
+        config_file: Settings; None for the packaged ones.
+        as_json: Leave stdout to the JSON result: no table there.
 
     Returns:
         ``foreground_dice`` of the unseen cases, ``report`` and ``seconds``.
@@ -66,7 +71,7 @@ def run(folder: Path, config_file: Path | None) -> dict:
     trained = _run("train", *model, "-f", 0, "--max-minutes", config.training.max_minutes)
     predictions = folder / "predictions"
     _run("predict", *model, "-i", raw / "imagesTs", "-o", predictions)
-    evaluated = _run("evaluate", raw / "labelsTs", predictions)
+    evaluated = _run("evaluate", raw / "labelsTs", predictions, *(["--json"] if as_json else []))
 
     from umamba_seg.report import report_on_model
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+
 from umamba_kernels import Order, available_backends, causal_conv1d
 
 BACKENDS = [name for name, status in available_backends().items() if status.available]

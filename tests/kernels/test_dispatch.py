@@ -6,6 +6,7 @@ import logging
 
 import pytest
 import torch
+
 from umamba_kernels import Backend, available_backends, causal_conv1d, dispatch, selective_scan
 
 

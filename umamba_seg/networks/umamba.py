@@ -23,7 +23,12 @@ class Encoder(nn.Module):
     """A stem at full resolution and one residual stage per entry of ``strides``."""
 
     def __init__(
-        self, input_channels: int, features: Sequence[int], kernel_sizes: Extents, strides: Extents, blocks: Sequence[int]
+        self,
+        input_channels: int,
+        features: Sequence[int],
+        kernel_sizes: Extents,
+        strides: Extents,
+        blocks: Sequence[int],
     ):
         super().__init__()
         self.stem = residual_stage(input_channels, features[0], kernel_sizes[0], strides[0], blocks[0])
@@ -123,7 +128,11 @@ class UMamba(nn.Module):
     """
 
     # The official decoder holds the encoder a second time, and its constant-width blocks hold conv and norm twice.
-    OFFICIAL_NAMES = ((r"^decoder\.encoder\.", "encoder."), (r"\.all_modules\.0\.", ".conv."), (r"\.all_modules\.1\.", ".norm."))
+    OFFICIAL_NAMES = (
+        (r"^decoder\.encoder\.", "encoder."),
+        (r"\.all_modules\.0\.", ".conv."),
+        (r"\.all_modules\.1\.", ".norm."),
+    )
 
     def __init__(
         self,
@@ -142,7 +151,13 @@ class UMamba(nn.Module):
         self.encoder = Encoder(input_channels, features, kernel_sizes, strides, n_blocks_per_stage)
         self.mamba_layer = MambaLayer(features[-1])
         self.decoder = Decoder(
-            features, kernel_sizes, strides, num_classes, n_blocks_per_stage_decoder, full_resolution_skip, deep_supervision
+            features,
+            kernel_sizes,
+            strides,
+            num_classes,
+            n_blocks_per_stage_decoder,
+            full_resolution_skip,
+            deep_supervision,
         )
         self.total_stride = tuple(math.prod(steps) for steps in zip(*strides, strict=True))
 

@@ -11,8 +11,8 @@ from umamba_seg.train.options import TrainingOptions
 class Budget:
     """Targets of the planner's search for patch, depth and batch.
 
-    nnU-Net's search counts the voxels of all feature maps (``estimate``) of one sample and compares them with a
-    ``reference`` count for ``reference_batch`` samples; it shrinks the patch until two samples fit, then grows the batch.
+    nnU-Net's search counts the voxels of all feature maps of one sample and compares them with a reference count for
+    so many samples; it shrinks the patch until two samples fit, then grows the batch.
 
     Args:
         name: ``cpu`` or e.g. ``8gb``; it stands in the plans' name.

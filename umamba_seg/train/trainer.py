@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from umamba_seg.datasets.writing import write_json
 from umamba_seg.errors import UserError
+from umamba_seg.layout import use_fast_layout
 from umamba_seg.log import logger, quiet, step_bar
 from umamba_seg.plan.plans import PLANS_TABLE
 from umamba_seg.train.clock import Clock
@@ -76,17 +77,13 @@ class UMambaSegTrainer(nnUNetTrainer):
 
     def initialize(self) -> None:
         super().initialize()
-        if self.device.type == "cpu" and len(self.configuration_manager.patch_size) == 3:
-            # oneDNN's 3-D convolutions are about a third faster this way; 2-D ones hardly.
-            self.network.to(memory_format=torch.channels_last_3d)
+        use_fast_layout(self.network, self.device)
 
     def configure_optimizers(self):
         if self.options.optimizer == "SGD":
             optimizer, _ = super().configure_optimizers()
         else:
-            optimizer = torch.optim.AdamW(
-                self.network.parameters(), lr=self.initial_lr, weight_decay=self.weight_decay
-            )
+            optimizer = torch.optim.AdamW(self.network.parameters(), lr=self.initial_lr, weight_decay=self.weight_decay)
         return optimizer, ProgressPolyLR(optimizer, self.initial_lr, lambda: self.progress)
 
     def _do_i_compile(self) -> bool:
@@ -160,7 +157,8 @@ class UMambaSegTrainer(nnUNetTrainer):
         self._write_record()
         last = {name: values[-1] for name, values in self.logger.get_checkpoint().items()}
         dice = "  ".join(
-            f"{name} {value:.3f}" for name, value in zip(self._foreground_names(), last["dice_per_class_or_region"], strict=True)
+            f"{name} {value:.3f}"
+            for name, value in zip(self._foreground_names(), last["dice_per_class_or_region"], strict=True)
         )
         seconds = last["epoch_end_timestamps"] - last["epoch_start_timestamps"]
         left = self.clock.spent * (1 / max(self.progress, 1e-9) - 1)

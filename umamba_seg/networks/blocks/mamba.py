@@ -7,6 +7,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
 from umamba_kernels import causal_conv1d, selective_scan
 
 

@@ -1,0 +1,155 @@
+"""U-Mamba against the official network, and the contract that nnU-Net expects of a network."""
+
+import json
+
+import pytest
+import torch
+
+from umamba_seg.errors import UserError
+from umamba_seg.networks import Topology, all_networks, build, find, load_official
+
+VECTORS = ("umamba_bot_3d_iso5", "umamba_bot_2d")
+
+
+def topology_of(vector) -> Topology:
+    plan = vector.meta["constructor_arguments"]["configuration"]
+    widest = plan["unet_max_num_features"]
+    return Topology(
+        patch_size=tuple(plan["patch_size"]),
+        strides=tuple(map(tuple, plan["pool_op_kernel_sizes"])),
+        kernel_sizes=tuple(map(tuple, plan["conv_kernel_sizes"])),
+        features=tuple(
+            min(plan["UNet_base_num_features"] * 2**stage, widest) for stage in range(len(plan["conv_kernel_sizes"]))
+        ),
+    )
+
+
+def network_of(vector) -> torch.nn.Module:
+    arguments = vector.meta["constructor_arguments"]
+    return build(
+        "umamba_bot",
+        input_channels=arguments["num_input_channels"],
+        num_classes=arguments["num_segmentation_heads"],
+        topology=topology_of(vector),
+        deep_supervision=arguments["deep_supervision"],
+    )
+
+
+def small(dims: int = 3, **arguments) -> torch.nn.Module:
+    topology = Topology((16,) * dims, ((1,) * dims, (2,) * dims, (2,) * dims), ((3,) * dims,) * 3, (4, 8, 8))
+    return build("umamba_bot", input_channels=2, num_classes=3, topology=topology, **arguments)
+
+
+@pytest.mark.parametrize("name", VECTORS)
+def test_official_weights_give_official_numbers(oracle, name):
+    vector = oracle(name)
+    network = network_of(vector).double().eval()
+    load_official(network, vector.state_dict())
+    errors = vector.errors(network)
+    assert errors.pop("grad_in") < 1e-7
+    assert max(errors.values()) < 1e-9
+
+
+@pytest.mark.parametrize("name", VECTORS)
+def test_parameter_count_and_block_counts_are_the_official_ones(oracle, name):
+    vector = oracle(name)
+    assert sum(weight.numel() for weight in network_of(vector).parameters()) == vector.meta["parameter_count"]
+    arguments = find("umamba_bot").arguments(topology_of(vector))
+    official = vector.meta["plans_after_construction"]
+    assert arguments["n_blocks_per_stage"] == official["n_conv_per_stage_encoder"]
+    assert arguments["n_blocks_per_stage_decoder"] == official["n_conv_per_stage_decoder"]
+
+
+@pytest.mark.parametrize(
+    ("stages", "encoder", "decoder"),
+    [
+        (5, [2, 2, 2, 1, 1], [2, 2, 2, 1]),
+        (6, [2, 2, 2, 1, 1, 1], [2, 2, 2, 1, 1]),
+        (7, [2, 2, 2, 2, 1, 1, 1], [2, 2, 2, 2, 1, 1]),
+        (8, [2, 2, 2, 2, 1, 1, 1, 1], [2, 2, 2, 2, 1, 1, 1]),
+    ],
+)
+def test_block_counts_by_depth(stages, encoder, decoder):
+    strides = ((1, 1), *((2, 2),) * (stages - 1))
+    arguments = find("umamba_bot").arguments(Topology((512, 512), strides, ((3, 3),) * stages, (8,) * stages))
+    assert arguments["n_blocks_per_stage"] == encoder
+    assert arguments["n_blocks_per_stage_decoder"] == decoder
+
+
+def test_checkpoint_that_does_not_fit_is_refused_with_its_entries(oracle):
+    vector = oracle(VECTORS[1])
+    state = vector.state_dict()
+    del state["mamba_layer.mamba.D"]
+    state["surplus.weight"] = torch.zeros(1)
+    state["decoder.seg_layers.0.bias"] = torch.zeros(9)
+    state["decoder.encoder.stem.0.conv1.bias"] = state["decoder.encoder.stem.0.conv1.bias"] + 1
+    with pytest.raises(UserError) as error:
+        load_official(network_of(vector).double(), state)
+    for part in (
+        "mamba_layer.mamba.D",
+        "surplus.weight",
+        "seg_layers.0.bias (9,)",
+        "decoder.encoder.stem.0.conv1.bias",
+    ):
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_deep_supervision_can_be_flipped(dims):
+    network, x = small(dims, deep_supervision=True), torch.randn(2, 2, *(16,) * dims)
+    many = network(x)
+    assert [out.shape[-1] for out in many] == [16, 8]
+    network.decoder.deep_supervision = False
+    torch.testing.assert_close(network(x), many[0])
+
+
+def test_mamba_mixes_the_whole_image():
+    network = small().eval()
+    x = torch.randn(1, 2, 16, 16, 16, requires_grad=True)
+    network.mamba_layer(x[:, :1].expand(-1, 8, -1, -1, -1))[0, 0, -1, -1, -1].backward()
+    assert x.grad[0, 0, 0, 0, 0] != 0  # the last voxel sees the first
+
+
+def test_half_precision_features_are_scanned_in_float32():
+    layer = small().mamba_layer
+    out = layer(torch.full((1, 8, 2, 2, 2), 100.0, dtype=torch.float16))
+    assert out.dtype == torch.float32
+    assert out.isfinite().all()
+
+
+def test_extent_that_the_strides_do_not_divide_is_refused():
+    with pytest.raises(ValueError, match=r"\(16, 16, 18\) is not a multiple of the strides \(4, 4, 4\)"):
+        small()(torch.zeros(1, 2, 16, 16, 18))
+
+
+def test_unknown_network_lists_those_there_are():
+    with pytest.raises(UserError, match=r"'unet': unknown; choose one of umamba_bot"):
+        find("unet")
+
+
+def test_catalog_names_are_unique_and_arguments_are_json():
+    names = [spec.name for spec in all_networks()]
+    assert len(set(names)) == len(names)
+    topology = Topology((16, 16), ((1, 1), (2, 2)), ((3, 3), (3, 3)), (4, 8))
+    for spec in all_networks():
+        json.dumps(spec.arguments(topology))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"features": (4, 8)}, "describe"),
+        ({"strides": ((2, 2), (2, 2), (2, 2))}, "begin with ones"),
+        ({"patch_size": (16, 18)}, "not divisible"),
+        ({"kernel_sizes": ((3,), (3,), (3,))}, "dimensions"),
+    ],
+)
+def test_impossible_topologies_are_refused(change, message):
+    good = {
+        "patch_size": (16, 16),
+        "strides": ((1, 1), (2, 2), (2, 2)),
+        "kernel_sizes": ((3, 3),) * 3,
+        "features": (4, 8, 8),
+    }
+    with pytest.raises(UserError, match=message):
+        Topology(**(good | change))

@@ -1,0 +1,101 @@
+"""Plans for data sets that are only a fingerprint."""
+
+import json
+import math
+
+import pytest
+
+from umamba_seg.datasets.synthetic import make_dataset
+from umamba_seg.networks import find
+from umamba_seg.paths import resolve
+from umamba_seg.plan.budgets import cpu_budget, gpu_budget
+from umamba_seg.plan.planner import plan_dataset
+
+KINDS = {  # shape (z, y, x), spacing in mm, channels
+    "large isotropic CT": ((320, 512, 512), (1.0, 0.8, 0.8), 1),
+    "anisotropic cardiac": ((10, 256, 216), (10.0, 1.56, 1.56), 1),
+    "4-modality brain": ((138, 170, 138), (1.0, 1.0, 1.0), 4),
+    "tiny": ((14, 32, 36), (6.0, 2.5, 2.5), 1),
+}
+
+
+@pytest.fixture
+def plan(tmp_path):
+    """``plan(kind, budget)`` plans a data set of 100 cases of one kind."""
+
+    def run(kind, budget, name="p"):
+        shape, spacing, channels = KINDS[kind]
+        folders = resolve(tmp_path).export()
+        raw = folders.raw / "Dataset001_Kind"
+        if not raw.exists():
+            make_dataset(
+                folders.raw, 1, "Kind", train_cases=1, test_cases=0, shape=(36, 32, 14), spacing=(2.5, 2.5, 6.0), seed=0
+            )
+        description = json.loads((raw / "dataset.json").read_text())
+        description |= {"numTraining": 100, "channel_names": {str(i): f"MR {i}" for i in range(channels)}}
+        (raw / "dataset.json").write_text(json.dumps(description))
+        preprocessed = folders.preprocessed / "Dataset001_Kind"
+        preprocessed.mkdir(parents=True, exist_ok=True)
+        fingerprint = {
+            "spacings": [spacing] * 100,
+            "shapes_after_crop": [shape] * 100,
+            "foreground_intensity_properties_per_channel": {
+                str(i): {"mean": 1.0, "std": 1.0, "percentile_00_5": 0.0, "percentile_99_5": 2.0}
+                for i in range(channels)
+            },
+            "median_relative_size_after_cropping": 1.0,
+        }
+        (preprocessed / "dataset_fingerprint.json").write_text(json.dumps(fingerprint))
+        plan_dataset("Dataset001_Kind", find("umamba_bot"), budget, name)
+        return json.loads((preprocessed / f"{name}.json").read_text())
+
+    return run
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_cpu_plans_are_small_and_buildable(plan, kind):
+    plans = plan(kind, cpu_budget())
+    for configuration in plans["configurations"].values():
+        if "inherits_from" in configuration:
+            continue
+        arguments = configuration["architecture"]["arch_kwargs"]
+        assert arguments["features"][:3] == [8, 16, 32][: len(arguments["features"])]
+        assert max(arguments["features"]) <= 64
+        assert configuration["batch_size"] >= 2
+        voxels = configuration["batch_size"]
+        for extent, strides in zip(configuration["patch_size"], zip(*arguments["strides"], strict=True), strict=True):
+            voxels *= extent
+            assert extent % math.prod(strides) == 0
+        assert voxels <= (1.2e6 if len(configuration["patch_size"]) == 2 else 6e5)
+
+
+def test_plans_name_the_network_and_only_nnunets_own_parts_beside_it(plan):
+    plans = plan("tiny", gpu_budget(8))
+    assert plans["umamba_seg"]["network"] == "umamba_bot"
+    assert plans["umamba_seg"]["training"]["optimizer"] == "SGD"
+    configuration = plans["configurations"]["3d_fullres"]
+    assert configuration["architecture"]["network_class_name"] == "umamba_seg.networks.umamba.UMamba"
+    assert configuration["architecture"]["_kw_requires_import"] == []
+    assert configuration["architecture"]["arch_kwargs"]["features"][0] == 32
+    assert configuration["preprocessor_name"] == "DefaultPreprocessor"
+
+
+def test_memory_target_gives_nnunets_own_patch_strides_and_batch(plan, tmp_path):
+    from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
+
+    ours = plan("4-modality brain", gpu_budget(8))["configurations"]["3d_fullres"]
+    theirs = ExperimentPlanner("Dataset001_Kind", 8, plans_name="theirs").plan_experiment()["configurations"][
+        "3d_fullres"
+    ]
+    assert ours["patch_size"] == list(theirs["patch_size"])
+    assert ours["batch_size"] == theirs["batch_size"]
+    strides = [list(map(int, steps)) for steps in theirs["architecture"]["arch_kwargs"]["strides"]]
+    assert ours["architecture"]["arch_kwargs"]["strides"] == strides
+
+
+def test_data_is_named_after_what_shapes_it_not_after_the_plan(plan):
+    small, large = plan("tiny", cpu_budget(), "a"), plan("tiny", gpu_budget(24), "b")
+    names = {plans["configurations"]["3d_fullres"]["data_identifier"] for plans in (small, large)}
+    assert len(names) == 1
+    assert next(iter(names)).startswith("6x2.5x2.5mm_ZScore_")
+    assert plan("4-modality brain", cpu_budget())["configurations"]["3d_fullres"]["data_identifier"] not in names

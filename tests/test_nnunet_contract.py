@@ -1,0 +1,80 @@
+"""Each seam of nnU-Net that the project leans on. When one of these fails, nnU-Net has changed, not we."""
+
+import inspect
+import json
+
+import pytest
+from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder
+from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
+from nnunetv2.inference.export_prediction import export_prediction_from_logits
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.crossval_split import generate_crossval_split
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+
+from umamba_seg.datasets.splits import make_splits
+from umamba_seg.networks import Topology, find
+
+
+def parameters(function) -> list[str]:
+    return [name for name in inspect.signature(function).parameters if name != "self"]
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (nnUNetTrainer.__init__, "plans configuration fold dataset_json device"),
+        (
+            compute_metrics_on_folder,
+            "folder_ref folder_pred output_file image_reader_writer file_ending regions_or_labels ignore_label "
+            "num_processes chill",
+        ),
+        (
+            export_prediction_from_logits,
+            "predicted_array_or_file properties_dict configuration_manager plans_manager dataset_json_dict_or_file "
+            "output_file_truncated save_probabilities num_threads_torch",
+        ),
+        (
+            nnUNetPredictor.manual_initialization,
+            "network plans_manager configuration_manager parameters dataset_json trainer_name "
+            "inference_allowed_mirroring_axes",
+        ),
+        (PolyLRScheduler.step, "current_step"),
+    ],
+)
+def test_signatures(function, expected):
+    assert parameters(function) == expected.split()
+
+
+def test_hooks_of_the_training_loop():
+    hooks = "on_train_start on_epoch_start on_train_epoch_start train_step on_train_epoch_end on_validation_epoch_start"
+    hooks += " validation_step on_validation_epoch_end on_epoch_end on_train_end perform_actual_validation do_split"
+    assert all(callable(getattr(nnUNetTrainer, hook)) for hook in hooks.split())
+
+
+def test_targets_of_the_planner_are_attributes():
+    source = inspect.getsource(ExperimentPlanner.get_plans_for_configuration)
+    for name in ("UNet_base_num_features", "UNet_max_features_3d", "UNet_reference_val_3d", "UNet_vram_target_GB"):
+        assert f"self.{name}" in source
+    assert "self.UNet_reference_val_corresp_bs_3d" in source
+
+
+def test_predictor_finds_the_trainer_that_our_checkpoints_name():
+    assert recursive_find_trainer_class_by_name("nnUNetTrainer") is nnUNetTrainer
+
+
+def test_networks_are_built_from_the_plans_alone():
+    spec = find("umamba_bot")
+    topology = Topology((16, 16), ((1, 1), (2, 2)), ((3, 3), (3, 3)), (4, 8))
+    arguments = json.loads(json.dumps(spec.arguments(topology)))
+    network = get_network_from_plans(spec.network, arguments, [], 1, 2, allow_init=True, deep_supervision=True)
+    assert network.decoder.deep_supervision
+
+
+def test_our_default_split_is_nnunets():
+    cases = [f"case_{i:02d}" for i in range(23)]
+    assert make_splits(cases) == [
+        {key: list(value) for key, value in split.items()} for split in generate_crossval_split(cases)
+    ]

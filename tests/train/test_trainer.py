@@ -1,0 +1,33 @@
+"""Pieces of the trainer that need no data; the whole of it is in test_pipeline.py."""
+
+import numpy as np
+import pytest
+import torch
+
+from umamba_seg.errors import UserError
+from umamba_seg.train.trainer import ProgressPolyLR, UMambaSegTrainer, _plain
+
+
+def test_learning_rate_follows_the_budget():
+    progress = [0.0]
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    schedule = ProgressPolyLR(optimizer, 2.0, lambda: progress[0])
+    rates = []
+    for progress[0] in (0.0, 0.5, 1.0):
+        schedule.step(current_step=17)  # nnU-Net passes the epoch; the budget decides
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([2.0, 2.0 * 0.5**0.9, 0.0])
+
+
+def test_checkpoint_values_are_plain():
+    value = {"a": [np.float64(1.5), np.arange(2)], "b": (1, "x", None)}
+    assert _plain(value) == {"a": [1.5, [0, 1]], "b": [1, "x", None]}
+    assert type(_plain(np.float32(1))) is float
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_divergence_ends_training_by_name(loss):
+    trainer = UMambaSegTrainer.__new__(UMambaSegTrainer)
+    trainer.output_folder, trainer.current_epoch, trainer.iterations, trainer.initial_lr = "fold_0", 3, 151, 0.01
+    with pytest.raises(UserError, match=rf"the loss became {loss} in epoch 3, iteration 151"):
+        trainer._refuse_divergence(loss)
