@@ -82,6 +82,9 @@ def test_folders_come_from_the_root_or_the_variables(umamba_seg, root, monkeypat
 
 def test_check_as_json_and_its_exit_code(umamba_seg, root, raw):
     assert umamba_seg("check", "-d", 7, "--root", root, "--json").succeeded().result["errors"] == 0
+    (raw / "imagesTr" / "._synth_000_0000.nii.gz").write_bytes(b"")
+    assert "would take it for a case" in umamba_seg("check", "-d", 7, "--root", root).out
+    (raw / "imagesTr" / "._synth_000_0000.nii.gz").unlink()
     first(raw, "labelsTr").unlink()
     broken = umamba_seg("check", "-d", 7, "--root", root, "--json")
     assert broken.code == 2
@@ -195,7 +198,8 @@ def planned(root) -> Path:
     """As if data set 7 had been planned with two folds."""
     folder = root / "nnUNet_preprocessed" / "Dataset007_Small"
     folder.mkdir(parents=True)
-    plans = {"plans_name": "p", "configurations": {"2d": {}}, "umamba_seg": {"training": {}}}
+    configurations = {"2d": {"data_identifier": "data"}, "3d_cascade_fullres": {"inherits_from": "3d_fullres"}}
+    plans = {"plans_name": "p", "configurations": configurations, "umamba_seg": {"training": {}}}
     (folder / "p.json").write_text(json.dumps(plans))
     (folder / "splits_final.json").write_text(json.dumps([{"train": ["a"], "val": ["b"]}] * 2))
     return root
@@ -204,8 +208,11 @@ def planned(root) -> Path:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("-c", "3d", "-f", 0), "choose one of 2d"),
+        (("-c", "3d", "-f", 0), "invalid choice: '3d'"),
+        (("-c", "3d_lowres", "-f", 0), "choose one of 2d"),
         (("-c", "2d", "-f", 2), "give 0 to 1, or all"),
+        (("-c", "2d", "-f", 0), "holds no preprocessed data of a, b"),
+        (("-c", "2d", "-f", 0, "--val"), "holds no preprocessed data of a, b"),
         (("-c", "2d", "-f", "first"), "give 0 to 1, or all"),
         (("-c", "2d", "-f", 0, "-p", "q"), "no such plans"),
     ],
@@ -217,10 +224,48 @@ def test_unknown_configuration_fold_or_plans(umamba_seg, planned, words, message
     assert not (planned / "nnUNet_results").exists()
 
 
-def test_impossible_numbers_are_refused(umamba_seg):
-    done = umamba_seg("train", "-d", 7, "-c", "2d", "-f", 0, "--epochs", 0)
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--epochs", 0), "not a positive whole number"),
+        (("--epochs", "many"), "not a positive whole number"),
+        (("--max-minutes", "inf"), "not a positive number"),
+    ],
+)
+def test_impossible_numbers_are_refused(umamba_seg, words, message):
+    done = umamba_seg("train", "-d", 7, "-c", "2d", "-f", 0, *words)
     assert done.code == 2
-    assert "not a positive number" in done.err
+    assert message in done.err
+
+
+def test_splits_of_the_raw_and_the_preprocessed_folder_must_agree(umamba_seg, planned, raw):
+    (raw / "splits_final.json").write_text(json.dumps([{"train": ["b"], "val": ["a"]}]))
+    done = umamba_seg("check", "-d", 7, "--root", planned)
+    assert done.code == 2
+    assert "remove the one that should not count" in done.err
+
+
+def test_patient_on_both_sides_is_reported(umamba_seg, root, raw):
+    cases = [f"synth_00{i}" for i in range(3)]
+    (raw / "splits_final.json").write_text(json.dumps([{"train": cases[:2], "val": cases[2:]}]))
+    umamba_seg("check", "-d", 7, "--root", root).succeeded()
+    done = umamba_seg("check", "-d", 7, "--root", root, "--group-pattern", "^(synth)")
+    assert done.code == 2
+    assert "synth is in training (synth_000, synth_001) and in validation (synth_002)" in done.out
+
+
+@pytest.mark.parametrize("name", ["dataset", "a/b", "../up", "a__b"])
+def test_plans_have_a_sound_name(plan, name):
+    assert "cannot be the name of plans" in plan("-p", name)
+
+
+def test_folder_that_cannot_be_written_is_named(umamba_seg, tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    done = umamba_seg("quickstart", "-o", blocked)
+    assert done.code == 2
+    assert str(blocked) in done.err
+    assert "Traceback" not in done.err
 
 
 @pytest.fixture
@@ -245,7 +290,9 @@ def test_predict_needs_images_a_checkpoint_and_a_model(umamba_seg, model, raw):
     empty = model.parent / "empty"
     empty.mkdir()
     assert str(empty) in predict(umamba_seg, model, empty)
-    assert "choose among 0" in predict(umamba_seg, model, raw / "imagesTs", "-f", 1)
+    (model / "fold_0_old").mkdir()
+    shutil.copy(model / "fold_0" / "checkpoint_final.pth", model / "fold_0_old")
+    assert "choose among 0\n" in predict(umamba_seg, model, raw / "imagesTs", "-f", 1)
     (model / "fold_0" / "checkpoint_final.pth").unlink()
     assert "train a fold first" in predict(umamba_seg, model, raw / "imagesTs")
     unnamed = umamba_seg("predict", "-i", empty, "-o", empty)

@@ -13,14 +13,15 @@ def test_message_and_parts():
     assert (error.where, error.what, error.remedy) == ("a.nii.gz", "is empty", "copy it again")
 
 
-@pytest.mark.parametrize("error", [UserError("a", "b", "c"), CasesFailed({"x": "broken"}, 3)])
+@pytest.mark.parametrize("error", [UserError("a", "b", "c"), CasesFailed({"x": "broken"}, ["y.nii.gz"])])
 def test_errors_cross_process_borders(error):
     copy = pickle.loads(pickle.dumps(error))
     assert type(copy) is type(error)
     assert str(copy) == str(error)
+    assert copy.result == error.result
 
 
 def test_failed_cases_are_counted_and_named():
-    message = str(CasesFailed({"x": "x.nii.gz: is empty; copy it again"}, 3))
-    assert message.startswith("1 of 4 cases failed: the other 3 were finished")
+    message = str(CasesFailed({"x": "x.nii.gz: is empty; copy it again"}, ["a", "b", "c"]))
+    assert message.startswith("1 of 4 cases failed: the others were finished")
     assert "x.nii.gz: is empty" in message

@@ -112,7 +112,10 @@ def test_one_broken_case_does_not_stop_the_others(trained, umamba_seg, tmp_path)
         "predict", "-i", tmp_path / "images", "-o", tmp_path / "out", "-m", trained.model, "-device", "cpu"
     )
     assert done.code == 3
-    assert broken.name in done.err.splitlines()[-1]
+    assert broken.name in done.err
+    assert "third_0000.nii.gz missing" in done.err
+    assert set(done.result["failed"]) == {broken.name.removesuffix("_0000.nii.gz"), "third"}
+    assert not list((tmp_path / "out").glob(".*"))
     case = sound.name.replace("_0000.nii.gz", ".nii.gz")
     assert [path.name for path in (tmp_path / "out").glob("*.nii.gz")] == [case]
 
@@ -127,6 +130,11 @@ def test_training_over_results_is_refused_and_continuing_works(trained, umamba_s
     continued = umamba_seg(*words, "--c", "--epochs", 3, "--iterations-per-epoch", 2).succeeded()
     assert continued.result["epochs"] == 3
     assert continued.result["iterations"] == 6
+    validated = umamba_seg(*words, "--val", "--npz").succeeded()
+    assert validated.result["dice"] == continued.result["dice"]
+    assert list((trained.model / "fold_0" / "validation").glob("*.npz"))
+    options = json.loads((trained.model / "plans.json").read_text())["umamba_seg"]["training"]
+    assert (options["epochs"], options["iterations_per_epoch"]) == (3, 2)  # kept without being typed again
 
 
 def test_preprocessed_data_is_shared_between_plans(trained, umamba_seg):
@@ -149,6 +157,7 @@ def test_time_budget_ends_training_and_takes_the_learning_rate_down(trained, uma
     assert done.result["epochs"] < 60
     rates = json.loads((trained.model / "fold_1" / "training.json").read_text())["logging"]["lrs"]
     assert rates == sorted(rates, reverse=True)
+    assert rates[-1] < 0.5 * rates[0]
 
 
 def test_regions_ignore_label_and_fold_all(umamba_seg, tmp_path):

@@ -21,7 +21,8 @@ def test_workers_fit_cores_and_memory(monkeypatch, cores, gib, expected):
 )
 def test_augmentation_leaves_the_cores_to_a_network_on_the_cpu(monkeypatch, cores, on_cpu, expected):
     monkeypatch.setattr(settings, "cores", lambda: cores)
-    monkeypatch.delenv("nnUNet_n_proc_DA", raising=False)
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")  # so that it is restored
+    monkeypatch.delenv("nnUNet_n_proc_DA")
     settings.configure_augmentation(on_cpu)
     assert os.environ["nnUNet_n_proc_DA"] == expected
 

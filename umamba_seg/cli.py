@@ -7,15 +7,30 @@ were finished; 130 interrupted.
 from __future__ import annotations
 
 import argparse
+import errno
 import json
+import math
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any
 
 import umamba_seg
 from umamba_seg.errors import CasesFailed, UserError
 from umamba_seg.networks.catalog import NETWORKS
 
-_CONFIGURATIONS = "2d, 3d_fullres, 3d_lowres or 3d_cascade_fullres"
+# What the disk and its permissions refuse. A file that is not found is no such case: we ask where one may be missing.
+_USERS_ERRNO = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EEXIST,
+    errno.ENOTDIR,
+    errno.EISDIR,
+}
+_CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres")
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
@@ -64,16 +79,25 @@ def _add_groups(parser: argparse.ArgumentParser) -> None:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    return int(text)
+
+
+def _positive_number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
     return value
 
 
-def _positive_float(text: str) -> float:
-    value = float(text)
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+def _share(text: str) -> float:
+    value = _positive_number(text)
+    if value > 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is more than 1")
     return value
 
 
@@ -118,7 +142,10 @@ def _plan_and_preprocess(verbs: argparse._SubParsersAction) -> None:
     )
     budget = parser.add_mutually_exclusive_group()
     budget.add_argument(
-        "-gpu_memory_target", type=_positive_float, metavar="GB", help="nnU-Net's memory target (default with a GPU: 8)"
+        "-gpu_memory_target",
+        type=_positive_number,
+        metavar="GB",
+        help="nnU-Net's memory target (default with a GPU: 8)",
     )
     budget.add_argument(
         "--budget", choices=("cpu",), help="cpu: about one second per iteration on two cores (default without a GPU)"
@@ -139,18 +166,21 @@ def _plan_and_preprocess(verbs: argparse._SubParsersAction) -> None:
 def _train(verbs: argparse._SubParsersAction) -> None:
     parser = verbs.add_parser("train", help="train one fold and validate it", allow_abbrev=False)
     _add_dataset(parser)
-    parser.add_argument("-c", metavar="CONFIGURATION", required=True, help=_CONFIGURATIONS)
+    parser.add_argument("-c", choices=_CONFIGURATIONS, required=True, help="configuration")
     parser.add_argument("-f", metavar="FOLD", required=True, help="number of the fold, or all")
     parser.add_argument("-p", metavar="PLANS", help="name of the plans (default: the only ones of this data set)")
     parser.add_argument("--epochs", type=_positive, metavar="N", help="default: the plans'")
     parser.add_argument("--iterations-per-epoch", type=_positive, metavar="N", help="default: the plans'")
     parser.add_argument(
         "--max-minutes",
-        type=_positive_float,
+        type=_positive_number,
         metavar="M",
-        help="wall time of training without the final validation; the learning rate falls with it",
+        help="wall time of training without the final validation, instead of the plans' epochs; the learning rate "
+        "falls with it",
     )
-    parser.add_argument("--c", dest="resume", action="store_true", help="continue from the last checkpoint")
+    parser.add_argument(
+        "--c", dest="resume", action="store_true", help="continue from the last checkpoint, with its options"
+    )
     parser.add_argument("--val", dest="only_validation", action="store_true", help="only run the final validation")
     parser.add_argument(
         "--npz", dest="save_probabilities", action="store_true", help="save the validation's probabilities"
@@ -166,14 +196,14 @@ def _predict(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument("-o", metavar="FOLDER", required=True, help="where segmentations are written")
     parser.add_argument("-m", metavar="FOLDER", help="a model folder; or name the model by -d and -c")
     _add_dataset(parser, required=False)
-    parser.add_argument("-c", metavar="CONFIGURATION", help=_CONFIGURATIONS)
+    parser.add_argument("-c", choices=_CONFIGURATIONS, help="configuration")
     parser.add_argument("-p", metavar="PLANS", help="name of the plans (default: the only ones of this data set)")
     parser.add_argument("-f", metavar="FOLD", nargs="+", help="folds to average (default: all that are trained)")
     parser.add_argument(
         "-chk", metavar="NAME", default="checkpoint_final.pth", help="checkpoint (default: %(default)s)"
     )
     parser.add_argument(
-        "-step_size", type=_positive_float, default=0.5, help="of the window, in patches (default: 0.5)"
+        "-step_size", type=_share, metavar="SHARE", default=0.5, help="of the window, in patches (default: 0.5)"
     )
     parser.add_argument(
         "--disable_tta", action="store_true", help="do not average over mirrored images (8 times faster)"
@@ -230,17 +260,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     from umamba_seg import commands, log
 
     log.configure(arguments.verbose)
+    code = 0
     try:
-        result = getattr(commands, arguments.verb)(arguments)
+        with log.only_messages() if arguments.json else nullcontext():
+            result = getattr(commands, arguments.verb)(arguments)
     except UserError as error:
         print(f"umamba-seg: {error}", file=sys.stderr)
-        return 3 if isinstance(error, CasesFailed) else 2
+        result, code = error.result, 3 if isinstance(error, CasesFailed) else 2
+    except OSError as error:
+        if error.errno not in _USERS_ERRNO:
+            raise
+        print(
+            f"umamba-seg: {error.filename}: {error.strerror}; check the path, its permissions and the disk",
+            file=sys.stderr,
+        )
+        return 2
     except KeyboardInterrupt:
         print("umamba-seg: interrupted", file=sys.stderr)
         return 130
-    if arguments.json and result is not None:  # check prints its findings itself, as they may come with an error
-        print(json.dumps(result, indent=2))
-    return 0
+    if arguments.json and result is not None:
+        print(json.dumps(_without_nan(result), indent=2, allow_nan=False))
+    return code
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no NaN: null stands for a score that does not exist."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 if __name__ == "__main__":

@@ -5,15 +5,14 @@ Input is checked before torch is loaded, so that a mistake is answered within se
 
 from __future__ import annotations
 
-import json
 from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from umamba_seg import paths, settings
-from umamba_seg.datasets.raw import load_raw_dataset, read_json
-from umamba_seg.datasets.writing import write_json
+from umamba_seg.datasets.raw import load_raw_dataset
 from umamba_seg.errors import UserError
+from umamba_seg.files import read_json, write_json
 from umamba_seg.log import logger
 
 if TYPE_CHECKING:
@@ -37,8 +36,9 @@ def convert(args: Namespace) -> dict:
     return {"dataset": folder.name, "folder": str(folder)}
 
 
-def check(args: Namespace) -> None:
+def check(args: Namespace) -> dict:
     from umamba_seg.datasets.check import check_dataset
+    from umamba_seg.datasets.splits import existing_splits
 
     folders = paths.resolve(args.root)
     name = folders.dataset_name(args.d)
@@ -46,36 +46,39 @@ def check(args: Namespace) -> None:
     report = check_dataset(
         dataset,
         group_pattern=args.group_pattern,
-        splits=_existing_splits(folders, name),
+        splits=existing_splits(dataset.folder, folders.preprocessed / name),
         processes=settings.workers(args.np),
     )
-    print(json.dumps(report.as_json(), indent=2) if args.json else report.as_text())
+    if not args.json:
+        print(report.as_text())
     if report.errors:
-        raise UserError(
-            dataset.folder, f"{len(report.errors)} errors were found", "mend what is listed and check again"
-        )
-
-
-def _existing_splits(folders: paths.Folders, dataset_name: str) -> list[dict] | None:
-    """nnU-Net's splits_final.json: the preprocessed folder's is the one that training reads, the raw one its origin."""
-    from umamba_seg.datasets.splits import load_splits
-
-    for folder in (folders.preprocessed / dataset_name, folders.raw / dataset_name):
-        if (folder / "splits_final.json").is_file():
-            return load_splits(folder / "splits_final.json")
-    return None
+        error = UserError(dataset.folder, f"{len(report.errors)} errors were found", "mend what is listed, check again")
+        error.result = report.as_json()
+        raise error
+    return report.as_json()
 
 
 def plan_and_preprocess(args: Namespace) -> dict:
+    from umamba_seg.datasets.splits import existing_splits, settle_splits
     from umamba_seg.networks import find
     from umamba_seg.plan import budgets
+    from umamba_seg.plan.plans import require_configuration, require_plans_name
 
     network = find(args.network)
+    if args.p is not None:
+        require_plans_name(args.p)
     folders = paths.resolve(args.root).export()
     name = folders.dataset_name(args.d)
+    preprocessed = folders.preprocessed / name
     dataset = load_raw_dataset(folders.raw / name)
     processes = settings.workers(args.np)
-    splits = _splits(args, folders, dataset)
+    splits = settle_splits(
+        existing_splits(dataset.folder, preprocessed),
+        [case.identifier for case in dataset.cases],
+        default_pattern=dataset.group_pattern,
+        group_pattern=args.group_pattern,
+        val_groups=args.val_groups,
+    )
     if not args.no_check:
         from umamba_seg.datasets.check import check_dataset
 
@@ -86,43 +89,21 @@ def plan_and_preprocess(args: Namespace) -> dict:
 
     settings.configure_nnunet(processes)
     budget = budgets.cpu_budget() if _plans_for_cpu(args) else budgets.gpu_budget(args.gpu_memory_target or 8)
-    preprocessed = folders.preprocessed / name
-    preprocessed.mkdir(parents=True, exist_ok=True)
-    write_json(preprocessed / "splits_final.json", splits)
 
     from umamba_seg.fingerprint import extract_fingerprint
     from umamba_seg.plan.planner import plan_dataset
-    from umamba_seg.plan.plans import require_configuration
     from umamba_seg.preprocess import preprocess
 
     extract_fingerprint(name, processes)
     plans = plan_dataset(name, network, budget, args.p or f"{network.name}_{budget.name}")
-    configurations = args.c or [
-        key for key in plans["configurations"] if "inherits_from" not in plans["configurations"][key]
-    ]
+    planned = plans["configurations"]
+    configurations = args.c or [key for key in planned if "inherits_from" not in planned[key]]
     for configuration in configurations:
         require_configuration(plans, configuration)
-        _log_plan(configuration, plans["configurations"][configuration])
+        _log_plan(configuration, planned[configuration])
+    write_json(preprocessed / "splits_final.json", splits)
     preprocess(dataset, plans, configurations, preprocessed, processes)
     return {"plans": str(preprocessed / f"{plans['plans_name']}.json"), "configurations": configurations}
-
-
-def _splits(args: Namespace, folders: paths.Folders, dataset) -> list[dict]:
-    """The splits that are there, or new ones. Asking for groups is refused where others are there already."""
-    from umamba_seg.datasets.splits import make_splits
-
-    pattern = args.group_pattern or dataset.json.get("group_pattern")
-    existing = _existing_splits(folders, dataset.folder.name)
-    if existing is not None and not (args.group_pattern or args.val_groups):
-        return existing
-    splits = make_splits([case.identifier for case in dataset.cases], group_pattern=pattern, val_groups=args.val_groups)
-    if existing not in (None, splits):
-        raise UserError(
-            f"splits_final.json of {dataset.folder.name}",
-            "is there already and differs from the split that --group-pattern and --val-groups ask for",
-            "leave these options out to honour the file, or move it away to make a new split",
-        )
-    return splits
 
 
 def _plans_for_cpu(args: Namespace) -> bool:
@@ -150,19 +131,22 @@ def _log_plan(name: str, configuration: dict) -> None:
 
 def train(args: Namespace) -> dict:
     from umamba_seg.datasets.splits import load_splits
-    from umamba_seg.plan.plans import PLANS_TABLE, read_plans, require_configuration
-    from umamba_seg.train.options import TrainingOptions
+    from umamba_seg.plan.plans import read_plans, require_configuration
+    from umamba_seg.preprocess import require_preprocessed
+    from umamba_seg.train import model_folder
 
     folders = paths.resolve(args.root).export()
     name = folders.dataset_name(args.d)
     preprocessed = folders.preprocessed / name
     plans = read_plans(preprocessed, args.p)
     require_configuration(plans, args.c)
-    fold = _fold(args.f, load_splits(preprocessed / "splits_final.json"))
-    options = TrainingOptions.read(plans[PLANS_TABLE]["training"], preprocessed / f"{plans['plans_name']}.json")
-    plans[PLANS_TABLE]["training"] = options.overridden(
-        epochs=args.epochs, iterations_per_epoch=args.iterations_per_epoch, max_minutes=args.max_minutes
-    ).model_dump()
+    splits = load_splits(preprocessed / "splits_final.json")
+    fold = _fold(args.f, splits)
+    split = splits[0 if fold == "all" else int(fold)]
+    require_preprocessed(preprocessed, plans, args.c, [*split["train"], *split["val"]])
+    model = model_folder(folders.results, plans, args.c)
+    checkpoint = _start(model / f"fold_{fold}", goes_on=args.resume or args.only_validation)
+    plans = _with_options(plans if checkpoint is None else read_json(model / "plans.json"), args)
 
     device = _device(args.device)
     settings.configure_nnunet(settings.workers(args.np))
@@ -175,21 +159,45 @@ def train(args: Namespace) -> dict:
         fold,
         read_json(preprocessed / "dataset.json"),
         device,
-        resume=args.resume,
+        checkpoint=checkpoint,
         only_validation=args.only_validation,
         save_probabilities=args.save_probabilities,
     )
-    result["report"] = _report_on_fold(result, folders.raw / name / "imagesTr", preprocessed)
+    result["report"] = _report_on_fold(result, folders.raw / name, preprocessed)
     return result
 
 
-def _report_on_fold(result: dict, images: Path, preprocessed: Path) -> str | None:
+def _start(folder: Path, *, goes_on: bool) -> Path | None:
+    """The checkpoint to go on from, if asked to; results that are there are never trained over."""
+    from umamba_seg.train import last_checkpoint
+
+    checkpoint = last_checkpoint(folder)
+    if goes_on and checkpoint is None:
+        raise UserError(folder, "no checkpoint to go on from", "leave out --c and --val to start a training")
+    if not goes_on and checkpoint is not None:
+        raise UserError(folder, f"{checkpoint.name} is there already", "continue with --c, or move the folder away")
+    return checkpoint
+
+
+def _with_options(plans: dict, args: Namespace) -> dict:
+    """The plans with what the command line says about training. A continued training keeps its own options else."""
+    from umamba_seg.plan.options import TrainingOptions
+    from umamba_seg.plan.plans import PLANS_TABLE
+
+    options = TrainingOptions.read(plans[PLANS_TABLE]["training"], f"plans {plans['plans_name']}").overridden(
+        epochs=args.epochs, iterations_per_epoch=args.iterations_per_epoch, max_minutes=args.max_minutes
+    )
+    return plans | {PLANS_TABLE: plans[PLANS_TABLE] | {"training": options.model_dump()}}
+
+
+def _report_on_fold(result: dict, raw: Path, preprocessed: Path) -> str | None:
     """The fold's report.html. The training is done by now: raw images that have since gone only cost the report."""
     from umamba_seg.report import report_on_model
 
     model = Path(result["model_folder"])
     fold = model / f"fold_{result['fold']}"
     try:
+        images = {case.identifier: case.images for case in load_raw_dataset(raw).cases}
         report = report_on_model(
             model,
             result["fold"],
@@ -232,45 +240,51 @@ def _device(name: str | None) -> torch.device:
 
 
 def predict(args: Namespace) -> dict:
-    from umamba_seg.datasets.raw import find_cases
+    from umamba_seg.datasets.raw import list_images
 
-    model = Path(args.m) if args.m else _model_folder(args)
+    model = Path(args.m) if args.m else _model(args)
     folds = _trained_folds(model, args.f, args.chk)
-    find_cases(Path(args.i), read_json(model / "dataset.json")["file_ending"])  # an empty folder is answered at once
+    list_images(Path(args.i), _file_ending(model / "dataset.json"))  # an empty folder is answered at once
 
-    settings.configure_nnunet(settings.workers(None))
+    settings.configure_nnunet(settings.cores())  # nnU-Net's predictor takes it for the number of torch's threads
     from umamba_seg.predict import load_predictor, predict_folder
 
     predictor = load_predictor(
         model, folds, args.chk, _device(args.device), mirroring=not args.disable_tta, step_size=args.step_size
     )
     written = predict_folder(predictor, Path(args.i), Path(args.o), save_probabilities=args.save_probabilities)
-    write_json(Path(args.o) / "dataset.json", predictor.dataset_json)
     logger.info("%d segmentations written to %s", len(written), args.o)
-    return {"segmentations": [str(path) for path in written]}
+    return {"segmentations": [str(path) for path in written], "failed": {}}
 
 
-def _model_folder(args: Namespace) -> Path:
+def _file_ending(description: Path) -> str:
+    ending = read_json(description).get("file_ending")
+    if not isinstance(ending, str):
+        raise UserError(
+            description, 'has no "file_ending"', 'add the ending of the images, e.g. "file_ending": ".nii.gz"'
+        )
+    return ending
+
+
+def _model(args: Namespace) -> Path:
     """The folder that ``train`` wrote for ``-d``, ``-c`` and ``-p``."""
     from umamba_seg.plan.plans import read_plans, require_configuration
-    from umamba_seg.train import TRAINER_NAME
+    from umamba_seg.train import model_folder
 
     if args.d is None or args.c is None:
         raise UserError("predict", "no model was named", "give -m MODEL_FOLDER, or -d DATASET and -c CONFIGURATION")
     folders = paths.resolve(args.root)
-    name = folders.dataset_name(args.d)
-    plans = read_plans(folders.preprocessed / name, args.p)
+    plans = read_plans(folders.preprocessed / folders.dataset_name(args.d), args.p)
     require_configuration(plans, args.c)
-    return folders.results / name / f"{TRAINER_NAME}__{plans['plans_name']}__{args.c}"
+    return model_folder(folders.results, plans, args.c)
 
 
 def _trained_folds(model: Path, folds: list[str] | None, checkpoint: str) -> list[str]:
     """The folds asked for, or every numbered fold that is trained, or fold all when there is no other."""
-    there = sorted(path.parent.name.removeprefix("fold_") for path in model.glob(f"fold_*/{checkpoint}"))
+    names = (path.parent.name.removeprefix("fold_") for path in model.glob(f"fold_*/{checkpoint}"))
+    there = sorted(name for name in names if name.isdigit() or name == "all")
     if not there:
-        raise UserError(
-            model, f"no fold_*/{checkpoint} is there", "train a fold first, or name another checkpoint with -chk"
-        )
+        raise UserError(model, f"no fold_*/{checkpoint} is there", "train a fold first, or name another with -chk")
     wanted = folds or [fold for fold in there if fold != "all"] or there
     missing = [fold for fold in wanted if fold not in there]
     if missing:
@@ -286,9 +300,12 @@ def evaluate(args: Namespace) -> dict:
 
     predictions = Path(args.pred_folder)
     description = Path(args.djfile) if args.djfile else predictions / "dataset.json"
+    _file_ending(description)
     dataset_json = read_json(description)
     labels = Labels.from_json(dataset_json, description)
     output = Path(args.o) if args.o else predictions / "summary.json"
+    if output.suffix != ".json" or not output.parent.is_dir():
+        raise UserError(f"-o {output}", "not a .json file in a folder that is there", "name one")
     processes = settings.workers(args.np)
     settings.configure_nnunet(processes)
     summary = evaluate_folder(

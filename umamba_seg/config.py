@@ -63,10 +63,10 @@ def read_quickstart(path: Path | None) -> QuickstartConfig:
     """
     path = path or configs_folder() / "quickstart.toml"
     try:
-        return QuickstartConfig.model_validate(tomllib.loads(path.read_text()))
+        return QuickstartConfig.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise UserError(path, "no such file", "name a TOML file") from None
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(path, f"not TOML ({error})", "mend it") from None
     except ValidationError as error:
         raise UserError.of_validation(path, error) from None

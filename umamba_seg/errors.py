@@ -17,8 +17,11 @@ class UserError(Exception):
         what: What is wrong, with the value found and the values wanted.
         remedy: What to do about it.
 
-    The text is one message, ``where: what; remedy``. The command line prints it and exits with code 2.
+    The text is one message, ``where: what; remedy``. The command line prints it and exits with code 2. ``result`` is
+    what ``--json`` prints all the same, if there is anything.
     """
+
+    result: dict | None = None
 
     def __init__(self, where: str | PathLike, what: str, remedy: str):
         super().__init__(f"{where}: {what}; {remedy}")
@@ -43,17 +46,18 @@ class CasesFailed(UserError):
 
     Args:
         failures: case identifier -> message.
-        done: Number of cases that were finished.
+        written: The files of the cases that were finished.
     """
 
-    def __init__(self, failures: dict[str, str], done: int):
-        lines = "".join(f"\n  {case}: {message}" for case, message in failures.items())
+    def __init__(self, failures: dict[str, str], written: list[str]):
+        lines = "".join(f"\n  {message}" for message in failures.values())
         super().__init__(
-            f"{len(failures)} of {len(failures) + done} cases failed",
-            f"the other {done} were finished{lines}",
-            "mend these cases and run the same command on them again",
+            f"{len(failures)} of {len(failures) + len(written)} cases failed",
+            "the others were finished",
+            f"mend these and run the same command on them again:{lines}",
         )
-        self.failures, self.done = failures, done
+        self.failures, self.written = failures, written
+        self.result = {"segmentations": written, "failed": failures}
 
     def __reduce__(self):
-        return type(self), (self.failures, self.done)
+        return type(self), (self.failures, self.written)

@@ -10,9 +10,10 @@ from statistics import mean, median
 
 from umamba_seg.datasets.images import read_image
 from umamba_seg.datasets.labels import Labels
-from umamba_seg.datasets.raw import read_json
 from umamba_seg.errors import UserError
-from umamba_seg.log import quiet, table
+from umamba_seg.files import read_json
+from umamba_seg.log import progress, quiet, table
+from umamba_seg.text import shorten
 
 
 def evaluate_folder(
@@ -36,7 +37,8 @@ def evaluate_folder(
 
     Returns:
         The summary as written: ``metric_per_case``, ``mean``, ``foreground_mean``. A metric of a class that neither
-        segmentation holds is NaN, and nnU-Net's means leave it out.
+        segmentation of a case holds is NaN. nnU-Net's mean of a class leaves it out; a class without any score makes
+        the foreground mean NaN.
 
     Raises:
         UserError: Nothing to compare, predictions are missing, or one has another shape than its reference.
@@ -49,12 +51,10 @@ def evaluate_folder(
     predicted, expected = _cases(predictions, ending), _cases(references, ending)
     unknown, missing = sorted(predicted - expected), sorted(expected - predicted)
     if unknown:
-        raise UserError(references, f"holds no reference for {', '.join(unknown[:10])}", "name the folder that does")
+        raise UserError(references, f"holds no reference for {shorten(unknown)}", "name the folder that does")
     if missing and not allow_missing:
-        raise UserError(
-            predictions, f"predictions of {', '.join(missing[:10])} are missing", "predict them, or --chill"
-        )
-    for name in sorted(predicted):
+        raise UserError(predictions, f"predictions of {shorten(missing)} are missing", "predict them, or --chill")
+    for name in progress(sorted(predicted), "reading"):
         _require_same_shape(references / f"{name}{ending}", predictions / f"{name}{ending}")
     labels = LabelManager(dataset_json["labels"], dataset_json.get("regions_class_order"))
     with quiet():
@@ -73,6 +73,9 @@ def evaluate_folder(
 
 
 def _cases(folder: Path, ending: str) -> set[str]:
+    hidden = [path.name for path in folder.glob(f".*{ending}")]
+    if hidden:
+        raise UserError(folder, f"nnU-Net would take hidden files for cases: {shorten(hidden)}", "delete them")
     names = {path.name.removesuffix(ending) for path in folder.glob(f"[!.]*{ending}")}
     if not names:
         raise UserError(folder, f"holds no files ending in {ending}", "name the folder of segmentations")

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from umamba_seg.datasets.images import read_image
-from umamba_seg.datasets.nifti import times
 from umamba_seg.errors import UserError
+from umamba_seg.text import times
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
@@ -69,3 +70,17 @@ def quiet() -> Iterator[None]:
     """Turn what a library prints to stdout into debug messages of ours."""
     with contextlib.redirect_stdout(_DebugStream()):
         yield
+
+
+@contextlib.contextmanager
+def only_messages() -> Iterator[None]:
+    """Send everything that is printed to stderr, worker processes included, so that stdout can carry JSON alone."""
+    sys.stdout.flush()
+    saved = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(saved, 1)
+        os.close(saved)

@@ -43,9 +43,9 @@ class Folders:
                 "neither a number from 0 to 999 nor a name like Dataset004_Hippocampus",
                 "give one of the two",
             )
-        found = sorted({path.name for base in (self.raw, self.preprocessed) for path in base.glob(pattern)})
+        found = sorted({name for base in (self.raw, self.preprocessed) for name in _folders(base, pattern)})
         if not found:
-            known = sorted(path.name for path in self.raw.glob("Dataset[0-9][0-9][0-9]_*"))
+            known = sorted(_folders(self.raw, "Dataset[0-9][0-9][0-9]_*"))
             raise UserError(
                 f"-d {dataset}",
                 f"no such data set in {self.raw} (there: {', '.join(known) or 'none'})",
@@ -56,6 +56,10 @@ class Folders:
                 f"-d {dataset}", f"means {' and '.join(found)}", "give the full name, or rename one of them"
             )
         return found[0]
+
+
+def _folders(base: Path, pattern: str) -> list[str]:
+    return [path.name for path in base.glob(pattern) if path.is_dir()]
 
 
 def resolve(root: str | Path | None) -> Folders:

@@ -6,8 +6,7 @@ One process, case after case: a case that cannot be read is reported at the end 
 from __future__ import annotations
 
 import os
-import pickle
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -18,25 +17,13 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from umamba_seg.datasets.check import check_case_images
-from umamba_seg.datasets.raw import find_cases, read_json
+from umamba_seg.datasets.raw import channel_problem, list_images
 from umamba_seg.errors import CasesFailed, UserError
+from umamba_seg.files import read_json, write_json
 from umamba_seg.layout import use_fast_layout
 from umamba_seg.log import logger, progress, quiet
-
-
-def load_checkpoint(path: Path) -> dict:
-    """A checkpoint of ours, read without executing anything in it.
-
-    Raises:
-        UserError: Not a checkpoint, or one that holds more than tensors and plain values.
-    """
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            path, f"cannot be read as a checkpoint of umamba-seg ({reason})", "train the fold again"
-        ) from None
+from umamba_seg.text import shorten
+from umamba_seg.train.checkpoints import load_checkpoint, load_weights
 
 
 def load_predictor(
@@ -60,7 +47,8 @@ def load_predictor(
     """
     plans_manager = PlansManager(read_json(model_folder / "plans.json"))
     dataset_json = read_json(model_folder / "dataset.json")
-    checkpoints = [load_checkpoint(model_folder / f"fold_{fold}" / checkpoint_name) for fold in folds]
+    files = [model_folder / f"fold_{fold}" / checkpoint_name for fold in folds]
+    checkpoints = [load_checkpoint(path) for path in files]
     configuration = plans_manager.get_configuration(checkpoints[0]["init_args"]["configuration"])
     with quiet():
         predictor = nnUNetPredictor(
@@ -73,6 +61,8 @@ def load_predictor(
             plans_manager.get_label_manager(dataset_json).num_segmentation_heads,
             enable_deep_supervision=False,
         )
+        for checkpoint, path in zip(checkpoints, files, strict=True):
+            load_weights(network, checkpoint, path)
         predictor.manual_initialization(
             use_fast_layout(network, device),
             plans_manager,
@@ -85,7 +75,7 @@ def load_predictor(
     return predictor
 
 
-def _predict_case(predictor: nnUNetPredictor, files: tuple[Path, ...], target: Path, save_probabilities: bool) -> None:
+def _predict_case(predictor: nnUNetPredictor, files: Sequence[Path], target: Path, save_probabilities: bool) -> None:
     """Segment one case into ``target`` (a path without ending). Written under another name first, then renamed."""
     plans, configuration, dataset_json = (
         predictor.plans_manager,
@@ -96,11 +86,31 @@ def _predict_case(predictor: nnUNetPredictor, files: tuple[Path, ...], target: P
     data, _, properties = preprocessor.run_case([str(f) for f in files], None, plans, configuration, dataset_json)
     logits = predictor.predict_logits_from_preprocessed_data(torch.from_numpy(data))
     part = target.with_name(f".{target.name}.part")
-    export_prediction_from_logits(
-        logits, properties, configuration, plans, dataset_json, str(part), save_probabilities, torch.get_num_threads()
-    )
-    for written in target.parent.glob(f"{part.name}.*"):
-        os.replace(written, target.with_name(target.name + written.name.removeprefix(part.name)))
+    parts = {ending: Path(f"{part}{ending}") for ending in (dataset_json["file_ending"], ".npz", ".pkl")}
+    try:
+        export_prediction_from_logits(
+            logits,
+            properties,
+            configuration,
+            plans,
+            dataset_json,
+            str(part),
+            save_probabilities,
+            torch.get_num_threads(),
+        )
+        for ending, written in parts.items():
+            if written.exists():
+                os.replace(written, f"{target}{ending}")
+    finally:
+        for written in parts.values():
+            written.unlink(missing_ok=True)
+
+
+def _check_case(case: str, files: dict[int, Path], images: Path, channels: int, ending: str) -> None:
+    problem = channel_problem(case, list(files), channels, ending)
+    if problem:
+        raise UserError(images, problem, "add the missing files or remove the case")
+    check_case_images(case, tuple(files.values()), channels)
 
 
 def predict_folder(
@@ -110,43 +120,37 @@ def predict_folder(
 
     Args:
         predictor: From :func:`load_predictor`.
-        images: Folder of images, one file per channel.
-        output: Folder for the segmentations, made if missing. Each has shape and geometry of its image.
+        images: Folder of images, one file per channel. Images of other names are left alone, with a warning.
+        output: Folder for the segmentations, made if missing. Each has shape and geometry of its image. The data set's
+            dataset.json is put beside them, for their evaluation.
         save_probabilities: Also write nnU-Net's ``CASE.npz`` (and ``.pkl``) of probabilities.
 
     Returns:
         The segmentations written.
 
     Raises:
-        UserError: No cases, or none at all could be read.
-        CasesFailed: Some cases could not be read; the others are written.
+        UserError: There are no cases, or none of them can be read.
+        CasesFailed: Some cases cannot be read; the others are written.
     """
     ending = predictor.dataset_json["file_ending"]
     channels = len(predictor.dataset_json["channel_names"])
-    cases = find_cases(images, ending)
+    cases, strangers = list_images(images, ending)
+    if strangers:
+        logger.warning("left alone, as they are not named CASE_0000%s: %s", ending, shorten(strangers))
     output.mkdir(parents=True, exist_ok=True)
-    return _predict_cases(predictor, cases.items(), output, ending, channels, save_probabilities)
-
-
-def _predict_cases(
-    predictor: nnUNetPredictor,
-    cases: Iterable[tuple[str, tuple[Path, ...]]],
-    output: Path,
-    ending: str,
-    channels: int,
-    save_probabilities: bool,
-) -> list[Path]:
+    write_json(output / "dataset.json", predictor.dataset_json)
     written, failures = [], {}
-    for case, files in progress(list(cases), "predicting"):
+    for case, files in progress(cases.items(), "predicting"):
         try:
-            check_case_images(case, files, channels)
+            _check_case(case, files, images, channels, ending)
         except UserError as error:
-            logger.error("%s", error)
             failures[case] = str(error)
             continue
         with quiet():
-            _predict_case(predictor, files, output / case, save_probabilities)
+            _predict_case(predictor, tuple(files.values()), output / case, save_probabilities)
         written.append(output / f"{case}{ending}")
+    if failures and written:
+        raise CasesFailed(failures, [str(path) for path in written])
     if failures:
-        raise CasesFailed(failures, done=len(written))
+        raise UserError(images, "none of the cases can be read", "\n  ".join(["mend them:", *failures.values()]))
     return written

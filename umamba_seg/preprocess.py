@@ -6,12 +6,17 @@ raw files that it was made from.
 
 from __future__ import annotations
 
-import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
-from umamba_seg.datasets.raw import RawDataset, read_json
+from umamba_seg.datasets.raw import RawDataset
+from umamba_seg.errors import UserError
+from umamba_seg.files import read_json, write_json
 from umamba_seg.log import interactive, logger, quiet
+from umamba_seg.text import shorten
+
+_CASE_FILES = (".b2nd", "_seg.b2nd", ".pkl")  # what nnU-Net writes for a case
 
 
 def _stamp(dataset: RawDataset) -> dict[str, list[int]]:
@@ -37,7 +42,8 @@ def preprocess(dataset: RawDataset, plans: dict, configurations: list[str], prep
     for name in configurations:
         configuration = manager.get_configuration(name)
         stamp_file = preprocessed / f"{configuration.data_identifier}.stamp"
-        if stamp_file.is_file() and read_json(stamp_file) == stamp:
+        data = preprocessed / configuration.data_identifier
+        if data.is_dir() and stamp_file.is_file() and read_json(stamp_file) == stamp:
             logger.info("%s: preprocessed data is there already (%s)", name, configuration.data_identifier)
             continue
         stamp_file.unlink(missing_ok=True)
@@ -45,10 +51,26 @@ def preprocess(dataset: RawDataset, plans: dict, configurations: list[str], prep
             preprocessor = configuration.preprocessor_class(verbose=False)
             preprocessor.show_progress_bar = interactive()
             preprocessor.run(preprocessed.name, name, plans["plans_name"], processes)
-        stamp_file.write_text(json.dumps(stamp))
+        write_json(stamp_file, stamp)
 
     references = preprocessed / "gt_segmentations"
     references.mkdir(exist_ok=True)
     for case in dataset.cases:
         if case.label is not None:
             shutil.copy2(case.label, references / f"{case.identifier}{dataset.file_ending}")
+
+
+def require_preprocessed(preprocessed: Path, plans: dict, configuration: str, cases: Iterable[str]) -> None:
+    """Refuse to train on cases that are not there; nnU-Net would find out when it draws them.
+
+    Raises:
+        UserError: Names the cases.
+    """
+    folder = preprocessed / plans["configurations"][configuration]["data_identifier"]
+    missing = [case for case in cases if not all((folder / f"{case}{end}").is_file() for end in _CASE_FILES)]
+    if missing:
+        raise UserError(
+            folder,
+            f"holds no preprocessed data of {shorten(missing)}",
+            f"run `umamba-seg plan_and_preprocess` with -c {configuration}, or correct splits_final.json",
+        )

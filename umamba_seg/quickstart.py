@@ -9,8 +9,9 @@ from pathlib import Path
 
 from umamba_seg import cli, commands
 from umamba_seg.config import read_quickstart
-from umamba_seg.datasets.raw import read_json
+from umamba_seg.datasets.raw import find_cases
 from umamba_seg.errors import UserError
+from umamba_seg.files import read_json
 from umamba_seg.log import logger
 from umamba_seg.paths import resolve
 
@@ -80,7 +81,7 @@ def run(folder: Path, config_file: Path | None, as_json: bool) -> dict:
         trained["fold"],
         title="Quickstart: a synthetic abdomen",
         summary=read_json(Path(evaluated["summary"])),
-        images=raw / "imagesTs",
+        images=find_cases(raw / "imagesTs", ".nii.gz"),
         references=raw / "labelsTs",
         predictions=predictions,
         cases={"training and validation": data.train_cases, "test": data.test_cases},

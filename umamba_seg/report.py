@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 from umamba_seg import figures
 from umamba_seg.datasets.labels import Labels
-from umamba_seg.datasets.nifti import times
-from umamba_seg.datasets.raw import find_cases, read_json
 from umamba_seg.evaluate import class_metrics
+from umamba_seg.files import read_json
 from umamba_seg.plan.plans import PLANS_TABLE, require_configuration
+from umamba_seg.text import times
 
 
 class Picture(NamedTuple):
@@ -102,7 +102,7 @@ def report_on_model(
     *,
     title: str,
     summary: dict[str, Any] | None,
-    images: Path,
+    images: Mapping[str, Sequence[Path]],
     references: Path,
     predictions: Path,
     cases: Mapping[str, int],
@@ -115,7 +115,7 @@ def report_on_model(
         fold: Number or name of the fold.
         title: Heading.
         summary: nnU-Net's summary of the predictions, if they were evaluated.
-        images: Folder of images ``CASE_0000.ending``; where it is missing there are no pictures.
+        images: Case -> its image files in channel order.
         references: Folder of reference segmentations.
         predictions: Folder of predicted segmentations.
         cases: What kind of cases -> how many.
@@ -124,10 +124,9 @@ def report_on_model(
     dataset_json = read_json(model_folder / "dataset.json")
     training = read_json(model_folder / f"fold_{fold}" / "training.json")
     ending = dataset_json["file_ending"]
-    found = find_cases(images, ending) if images.is_dir() else {}
     pictures = [
         Picture(case, files, references / f"{case}{ending}", predictions / f"{case}{ending}")
-        for case, files in found.items()
+        for case, files in images.items()
         if (predictions / f"{case}{ending}").is_file()
     ]
     report = ReportInput(

@@ -11,7 +11,7 @@ _WORKER_BYTES = 1.5 * 2**30
 
 
 def cores() -> int:
-    """Processors that this process may use (containers and task sets included)."""
+    """Processors that this process may use (task sets included; a container's time quota is not seen)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -4,8 +4,9 @@ import re
 
 import pytest
 
-from umamba_seg.datasets.raw import find_cases, load_raw_dataset, read_json
+from umamba_seg.datasets.raw import find_cases, load_raw_dataset
 from umamba_seg.errors import UserError
+from umamba_seg.files import read_json
 
 
 def test_sound_dataset(make_dataset):
@@ -25,9 +26,10 @@ def test_missing_label_is_none(make_dataset):
     assert [case.label is None for case in load_raw_dataset(folder).cases] == [False, True]
 
 
-def test_v1_modality_counts_channels(make_dataset):
-    folder = make_dataset(channels=2, channel_names=None, modality={"0": "T1", "1": "T2"})
-    assert load_raw_dataset(folder).channels == 2
+def test_v1_modality_is_refused_with_its_new_name(make_dataset):
+    folder = make_dataset(channel_names=None, modality={"0": "T1"})
+    with pytest.raises(UserError, match='"modality", as nnU-Net v1 did; rename it to "channel_names"'):
+        load_raw_dataset(folder)
 
 
 @pytest.mark.parametrize(

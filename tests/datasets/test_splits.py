@@ -5,7 +5,7 @@ import json
 import pytest
 from nnunetv2.utilities.crossval_split import generate_crossval_split
 
-from umamba_seg.datasets.splits import group_of, load_splits, make_splits
+from umamba_seg.datasets.splits import groups_of, load_splits, make_splits
 from umamba_seg.errors import UserError
 
 PATIENTS = [f"p{patient}_{slice_}" for patient in range(7) for slice_ in range(patient + 1)]
@@ -20,10 +20,10 @@ def test_without_groups_it_is_the_split_of_nnunet(count):
 def test_groups_stay_together_and_folds_are_balanced():
     splits = make_splits(PATIENTS, group_pattern=r"^p\d")
     assert len(splits) == 5
-    held_out = [{group_of(name, r"^p\d") for name in split["val"]} for split in splits]
+    held_out = [{groups_of([name], r"^p\d")[name] for name in split["val"]} for split in splits]
     assert sorted(group for groups in held_out for group in groups) == [f"p{patient}" for patient in range(7)]
     for split, groups in zip(splits, held_out, strict=True):
-        assert not groups & {group_of(name, r"^p\d") for name in split["train"]}
+        assert not groups & {groups_of([name], r"^p\d")[name] for name in split["train"]}
         assert sorted(split["train"] + split["val"]) == sorted(PATIENTS)
     assert sorted(len(split["val"]) for split in splits) == [5, 5, 5, 6, 7]
     assert splits == make_splits(PATIENTS[::-1], group_pattern=r"^p\d")
@@ -67,9 +67,9 @@ def test_refusals(names, options, message):
 
 
 def test_group_of():
-    assert group_of("SC-HF-I-01_0048", "^[^_]+") == "SC-HF-I-01"
-    assert group_of("site3_patient17_2", r"patient(\d+)") == "17"
-    assert group_of("anything", None) == "anything"
+    assert groups_of(["SC-HF-I-01_0048"], "^[^_]+") == {"SC-HF-I-01_0048": "SC-HF-I-01"}
+    assert groups_of(["site3_patient17_2"], r"patient(\d+)") == {"site3_patient17_2": "17"}
+    assert groups_of(["anything"], None) == {"anything": "anything"}
 
 
 def test_load_splits(tmp_path):

@@ -27,7 +27,7 @@ def test_counts_from_its_start_on_top_of_earlier_sessions(now):
 
 
 def test_without_a_limit_there_is_no_progress(now):
-    timer = Clock(None)
+    timer = Clock(math.inf)
     timer.start()
     now[0] += 1e6
     assert timer.progress == 0

@@ -1,10 +1,13 @@
 """Pieces of the trainer that need no data; the whole of it is in test_pipeline.py."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
 from umamba_seg.errors import UserError
+from umamba_seg.train import TRAINER_NAME
 from umamba_seg.train.trainer import ProgressPolyLR, UMambaSegTrainer, _plain
 
 
@@ -25,9 +28,36 @@ def test_checkpoint_values_are_plain():
     assert type(_plain(np.float32(1))) is float
 
 
-@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
-def test_divergence_ends_training_by_name(loss):
+@pytest.fixture
+def trainer():
     trainer = UMambaSegTrainer.__new__(UMambaSegTrainer)
     trainer.output_folder, trainer.current_epoch, trainer.iterations, trainer.initial_lr = "fold_0", 3, 151, 0.01
+    trainer.grad_scaler, trainer._bad_losses = None, 0
+    return trainer
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_divergence_ends_training_by_name(trainer, loss):
+    trainer._refuse_divergence(0.5)
     with pytest.raises(UserError, match=rf"the loss became {loss} in epoch 3, iteration 151"):
         trainer._refuse_divergence(loss)
+
+
+def test_gradient_scaler_may_skip_a_few_steps(trainer):
+    trainer.grad_scaler = object()
+    for loss in [math.inf] * 10 + [0.5] + [math.inf] * 10:
+        trainer._refuse_divergence(loss)
+    with pytest.raises(UserError, match="the loss became inf"):
+        trainer._refuse_divergence(math.inf)
+
+
+def test_names_follow_nnunets_order(trainer):
+    trainer.dataset_json = {"labels": {"background": 0, "tumour": 2, "liver": 1}}
+    assert trainer._foreground_names() == ["liver", "tumour"]
+    regions = {"labels": {"background": 0, "whole": [1, 2], "core": 1}, "regions_class_order": [1, 2]}
+    trainer.dataset_json = regions
+    assert trainer._foreground_names() == ["whole", "core"]
+
+
+def test_result_folders_are_named_after_the_trainer():
+    assert UMambaSegTrainer.__name__ == TRAINER_NAME

@@ -12,10 +12,10 @@ import numpy as np
 from umamba_seg.datasets.findings import Finding
 from umamba_seg.datasets.images import Image, read_image
 from umamba_seg.datasets.labels import Labels
-from umamba_seg.datasets.nifti import times
-from umamba_seg.datasets.raw import Case, shorten
+from umamba_seg.datasets.raw import Case
 from umamba_seg.errors import UserError
 from umamba_seg.log import logger
+from umamba_seg.text import shorten, times
 
 _SAME = 1e-5
 """Relative difference that float32 headers make, and up to which nnU-Net takes two spacings as equal."""

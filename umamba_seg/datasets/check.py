@@ -11,10 +11,11 @@ from functools import partial
 
 from umamba_seg.datasets.case_checks import CaseResult, check_case, check_case_images
 from umamba_seg.datasets.findings import Finding, Report
-from umamba_seg.datasets.raw import Case, RawDataset, find_cases, label_cases, shorten, visible_files
+from umamba_seg.datasets.raw import Case, RawDataset, find_cases, label_cases, visible_files
 from umamba_seg.datasets.splits import Split, groups_of
 from umamba_seg.errors import UserError
 from umamba_seg.log import progress
+from umamba_seg.text import shorten
 
 __all__ = ["Finding", "Report", "check_case_images", "check_dataset"]
 
@@ -34,7 +35,7 @@ def check_dataset(
     Args:
         dataset: What :func:`umamba_seg.datasets.raw.load_raw_dataset` returned.
         processes: Number of worker processes for large data sets.
-        group_pattern: Finds the patient in a case's name (see :func:`umamba_seg.datasets.splits.group_of`). The
+        group_pattern: Finds the patient in a case's name (see :func:`umamba_seg.datasets.splits.groups_of`). The
             default is the entry ``group_pattern`` of dataset.json; without either every case is its own patient.
         splits: The cross-validation splits to check for cases that do not exist and patients on both sides.
 
@@ -46,6 +47,7 @@ def check_dataset(
     results = _check_cases((*dataset.cases, *tests), dataset, processes)
     trained, tested = results[: len(dataset.cases)], results[len(dataset.cases) :]
     findings += _check_pairs(dataset)
+    findings += _check_hidden(dataset)
     findings += [finding for result in results for finding in result.findings]
     findings += _check_duplicates(dataset.cases, trained, tests, tested)
     findings += _check_label_use(dataset, trained)
@@ -91,6 +93,15 @@ def _check_pairs(dataset: RawDataset) -> list[Finding]:
     return findings + [Finding("error", str(labels / name), what, remedy) for name in orphans]
 
 
+def _check_hidden(dataset: RawDataset) -> Iterable[Finding]:
+    """Hidden files that end like images (macOS leaves ``._x.nii.gz``): nnU-Net takes them for cases."""
+    if "dataset" in dataset.json:
+        return
+    for folder in ("imagesTr", "labelsTr"):
+        for path in sorted((dataset.folder / folder).glob(f".*{dataset.file_ending}")):
+            yield Finding("error", str(path), "is hidden, and nnU-Net would take it for a case", "delete it")
+
+
 def _check_duplicates(
     cases: Sequence[Case], trained: Sequence[CaseResult], tests: Sequence[Case], tested: Sequence[CaseResult]
 ) -> list[Finding]:
@@ -122,6 +133,9 @@ def _check_label_use(dataset: RawDataset, results: Sequence[CaseResult]) -> list
         for name, value in dataset.labels.foreground.items()
         if present.isdisjoint(value if isinstance(value, tuple) else (value,))
     ]
+    if len(unused) == len(dataset.labels.foreground):
+        what = f"no training case holds any of the labels {', '.join(unused)}"
+        return [Finding("error", "labelsTr", what, "give label files that mark something")]
     return [
         Finding("warning", "dataset.json", f'the label "{name}" occurs in no training case', "remove it, or add cases")
         for name in unused

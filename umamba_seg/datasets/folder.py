@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 
 from umamba_seg.datasets.masks import LabelMap, map_of, read_codes
-from umamba_seg.datasets.nifti import times
 from umamba_seg.datasets.pictures import ENDINGS, read_picture, write_picture
-from umamba_seg.datasets.raw import count_endings, shorten, visible_files
+from umamba_seg.datasets.raw import count_endings, visible_files
 from umamba_seg.datasets.splits import groups_of
-from umamba_seg.datasets.writing import dataset_name, new_dataset, write_json
+from umamba_seg.datasets.writing import dataset_name, new_dataset
 from umamba_seg.errors import UserError
+from umamba_seg.files import write_json
 from umamba_seg.log import logger, progress
+from umamba_seg.text import shorten, times
 
 _MASK_SUFFIX = re.compile(r"_(mask|label|seg|segmentation)$", re.IGNORECASE)
 

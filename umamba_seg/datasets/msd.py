@@ -14,10 +14,11 @@ import numpy as np
 from umamba_seg.datasets import nifti
 from umamba_seg.datasets.images import require_content
 from umamba_seg.datasets.labels import Labels
-from umamba_seg.datasets.raw import read_json, shorten
-from umamba_seg.datasets.writing import dataset_name, new_dataset, write_json
+from umamba_seg.datasets.writing import dataset_name, new_dataset
 from umamba_seg.errors import UserError
+from umamba_seg.files import read_json, write_json
 from umamba_seg.log import logger, progress
+from umamba_seg.text import shorten
 
 if TYPE_CHECKING:
     from nibabel.nifti1 import Nifti1Header

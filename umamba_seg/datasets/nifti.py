@@ -9,13 +9,13 @@ from __future__ import annotations
 import gzip
 import math
 import zlib
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
 from umamba_seg.errors import UserError
+from umamba_seg.text import times
 
 if TYPE_CHECKING:
     from nibabel.nifti1 import Nifti1Header
@@ -139,8 +139,3 @@ def _voxel_bytes(header: Nifti1Header) -> int:
         return header.get_data_dtype().itemsize
     except KeyError:
         return 0
-
-
-def times(values: Iterable[float]) -> str:
-    """``(4, 5, 7)`` -> ``4×5×7``, for messages."""
-    return "×".join(f"{value:g}" for value in values)

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from umamba_seg.datasets.images import PICTURE_ERRORS, TIFF_ERRORS, read_pixels, require_content
-from umamba_seg.datasets.nifti import times
 from umamba_seg.errors import UserError
+from umamba_seg.text import times
 
 ENDINGS = (".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg")
 

@@ -5,7 +5,6 @@ Only names and ``dataset.json`` are read here; :mod:`umamba_seg.datasets.check` 
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections import Counter, defaultdict
@@ -17,6 +16,8 @@ from typing import Any
 from umamba_seg.datasets.images import ENDINGS, PICTURE_ENDINGS, ending_of
 from umamba_seg.datasets.labels import Labels
 from umamba_seg.errors import UserError
+from umamba_seg.files import read_json
+from umamba_seg.text import shorten
 
 _UNREAD_ENDINGS = (".jpg", ".jpeg", ".gipl", ".mhd", ".hdr", ".img", ".mgz", ".dcm")
 """Images that are not read: beside others they are named, not left out silently."""
@@ -65,37 +66,6 @@ class RawDataset:
         return pattern
 
 
-def parse_json(path: Path) -> Any:
-    """Read any JSON file.
-
-    Raises:
-        UserError: It is missing, a folder, or not JSON.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(path, "no such file", "check the path") from None
-    except (IsADirectoryError, NotADirectoryError, PermissionError) as error:
-        raise UserError(path, f"cannot be opened ({error.strerror})", "check the path and its permissions") from None
-    except UnicodeDecodeError:
-        raise UserError(path, "not JSON: it is not UTF-8 text", "save it as UTF-8 text") from None
-    except json.JSONDecodeError as error:
-        what = f"not JSON: {error.msg} in line {error.lineno}, column {error.colno}"
-        raise UserError(path, what, "mend the file there") from None
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON file that holds an object (``{...}``).
-
-    Raises:
-        UserError: It is missing, a folder, not JSON, or JSON of another kind.
-    """
-    content = parse_json(path)
-    if not isinstance(content, dict):
-        raise UserError(path, f"holds a JSON {type(content).__name__}, not an object", "write one object: { ... }")
-    return content
-
-
 def load_raw_dataset(folder: Path) -> RawDataset:
     """Read and validate ``dataset.json`` and the file names of the training cases.
 
@@ -139,6 +109,24 @@ def find_cases(folder: Path, file_ending: str, channels: int | None = None) -> d
     Raises:
         UserError: No images, an image with another name or ending, or a channel missing.
     """
+    found, strangers = list_images(folder, file_ending)
+    if strangers:
+        what = f"images that are not named CASE_0000{file_ending} ({len(strangers)}): {shorten(strangers)}"
+        remedy = "rename or remove them: the identifier, an underscore, the channel in four digits, the ending"
+        raise UserError(folder, what, remedy)
+    _require_channels(folder, {case: list(files) for case, files in found.items()}, channels, file_ending)
+    return {case: tuple(files.values()) for case, files in found.items()}
+
+
+def list_images(folder: Path, file_ending: str) -> tuple[dict[str, dict[int, Path]], list[str]]:
+    """What is in a folder of images, whether or not every case is complete.
+
+    Returns:
+        identifier -> {channel number: file}, sorted; and the names of images of another name or ending.
+
+    Raises:
+        UserError: There is no image at all.
+    """
     names = visible_files(folder)
     pattern = re.compile(rf"(?P<case>.+)_(?P<channel>\d{{4}}){re.escape(file_ending)}")
     found: dict[str, dict[int, Path]] = defaultdict(dict)
@@ -151,24 +139,13 @@ def find_cases(folder: Path, file_ending: str, channels: int | None = None) -> d
     if not found and not strangers:
         what = f"no images named CASE_0000{file_ending} (there: {count_endings(names)})"
         raise UserError(folder, what, "check the folder")
-    if strangers:
-        what = f"images that are not named CASE_0000{file_ending} ({len(strangers)}): {shorten(strangers)}"
-        remedy = "rename or remove them: the identifier, an underscore, the channel in four digits, the ending"
-        raise UserError(folder, what, remedy)
-    _require_channels(folder, {case: sorted(files) for case, files in found.items()}, channels, file_ending)
-    return {case: tuple(path for _, path in sorted(files.items())) for case, files in sorted(found.items())}
+    return {case: dict(sorted(files.items())) for case, files in sorted(found.items())}, strangers
 
 
 def label_cases(files: dict[str, tuple[Path, ...]], labels: Path, ending: str) -> tuple[Case, ...]:
     """Join images found by :func:`find_cases` to the label files ``CASE.ending`` of a folder, where they exist."""
     paths = {case: labels / f"{case}{ending}" for case in files}
     return tuple(Case(case, images, paths[case] if paths[case].is_file() else None) for case, images in files.items())
-
-
-def shorten(names: Sequence[str], shown: int = 10) -> str:
-    """The first ``shown`` names, and how many more there are."""
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(names[:shown]) + more
 
 
 def count_endings(names: list[str]) -> str:
@@ -188,24 +165,29 @@ def visible_files(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if not path.is_dir() and not path.name.startswith("."))
 
 
+def channel_problem(case: str, present: Sequence[int], channels: int | None, ending: str) -> str | None:
+    """What is wrong with the channel numbers of a case; they must run from 0, and be ``channels``, if that is known."""
+    wanted = channels if channels and ending not in PICTURE_ENDINGS else max(present) + 1
+    missing = [f"{case}_{number:04d}{ending}" for number in range(wanted) if number not in present]
+    if missing:
+        return f"{shorten(missing)} missing"
+    if channels and len(present) > channels:
+        return f"{case} has {len(present)} channel files instead of {channels}"
+    return None
+
+
 def _require_channels(folder: Path, numbers: dict[str, list[int]], channels: int | None, ending: str) -> None:
-    """Channel numbers must run from 0 without a gap, and there must be as many as ``channels`` says."""
-    problems = []
-    for case, present in sorted(numbers.items()):
-        wanted = channels if channels and ending not in PICTURE_ENDINGS else present[-1] + 1
-        missing = [f"{case}_{number:04d}{ending}" for number in range(wanted) if number not in present]
-        if missing:
-            problems.append(f"{shorten(missing)} missing")
-        elif channels and len(present) > channels:
-            problems.append(f"{case} has {len(present)} channel files instead of {channels}")
+    found = (channel_problem(case, present, channels, ending) for case, present in sorted(numbers.items()))
+    problems = [problem for problem in found if problem]
     if problems:
         remedy = "add the missing files or remove these cases; every case needs the same channels"
         raise UserError(folder, shorten(problems), remedy)
 
 
 def _channels(content: dict[str, Any], path: Path) -> int:
-    key = "modality" if "modality" in content and "channel_names" not in content else "channel_names"
-    example = '"channel_names": {"0": "CT"}'
+    key, example = "channel_names", '"channel_names": {"0": "CT"}'
+    if "modality" in content:
+        raise UserError(path, 'names its channels by "modality", as nnU-Net v1 did', 'rename it to "channel_names"')
     names = content.get(key)
     if names is None:
         raise UserError(path, 'has no "channel_names"', f"name the input channels, for example {example}")

@@ -11,9 +11,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from umamba_seg.datasets.raw import parse_json, shorten
 from umamba_seg.errors import UserError
+from umamba_seg.files import parse_json
 from umamba_seg.log import logger
+from umamba_seg.text import shorten
 
 Split = dict[str, list[str]]
 """``{"train": [...], "val": [...]}``, lists of case identifiers."""
@@ -21,20 +22,11 @@ Split = dict[str, list[str]]
 _SEED = 12345
 
 
-def group_of(identifier: str, pattern: str | None) -> str:
-    """The group (usually the patient) of a case: what the pattern's first group, or else the whole pattern, matches.
+def groups_of(identifiers: Iterable[str], pattern: str | None) -> dict[str, str]:
+    """identifier -> group (usually the patient): what the pattern's first group, or else the whole pattern, matches.
 
     The pattern is searched anywhere in the identifier; begin it with ``^`` to tie it to the start. Without a pattern
     every case is its own group.
-
-    Raises:
-        UserError: The pattern is no regular expression, or matches nothing.
-    """
-    return groups_of([identifier], pattern)[identifier]
-
-
-def groups_of(identifiers: Iterable[str], pattern: str | None) -> dict[str, str]:
-    """identifier -> group, as :func:`group_of` finds it.
 
     Raises:
         UserError: The pattern is no regular expression, or matches nothing in some identifiers (they are named).
@@ -66,7 +58,7 @@ def make_splits(
 
     Args:
         identifiers: The training cases, in any order.
-        group_pattern: Keeps the cases of one group in one fold (see :func:`group_of`). Without it the split is
+        group_pattern: Keeps the cases of one group in one fold (see :func:`groups_of`). Without it the split is
             nnU-Net's own.
         val_groups: Makes one fold, whose validation cases are those of these groups.
         folds: Number of folds. With fewer groups than folds, every group is one fold; that is logged.
@@ -112,6 +104,54 @@ def load_splits(path: Path) -> list[Split]:
             names = split.get(side) if isinstance(split, dict) else None
             if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
                 raise UserError(path, f'fold {fold} has no list of case names "{side}"', remedy)
+    return splits
+
+
+def existing_splits(raw: Path, preprocessed: Path) -> list[Split] | None:
+    """nnU-Net's splits_final.json of a data set, if there is one.
+
+    It may lie in the folder of the raw data set, from where planning copies it to the preprocessed one, which training
+    reads; there it may hold more folds.
+
+    Raises:
+        UserError: The two contradict each other.
+    """
+    files = [folder / "splits_final.json" for folder in (raw, preprocessed)]
+    found = [load_splits(path) for path in files if path.is_file()]
+    if len(found) == 2 and found[1][: len(found[0])] != found[0]:
+        raise UserError(files[1], f"differs from {files[0]}", "remove the one that should not count")
+    return found[-1] if found else None
+
+
+def settle_splits(
+    existing: list[Split] | None,
+    identifiers: Sequence[str],
+    *,
+    default_pattern: str | None,
+    group_pattern: str | None,
+    val_groups: Sequence[str] | None,
+) -> list[Split]:
+    """The splits that are there, or new ones.
+
+    Args:
+        existing: From :func:`existing_splits`.
+        identifiers: The training cases.
+        default_pattern: The data set's own group pattern.
+        group_pattern, val_groups: What the user asks for, if anything.
+
+    Raises:
+        UserError: The user asks for other splits than those that are there.
+    """
+    asked = group_pattern is not None or val_groups is not None
+    if existing is not None and not asked:
+        return existing
+    splits = make_splits(identifiers, group_pattern=group_pattern or default_pattern, val_groups=val_groups)
+    if existing not in (None, splits):
+        raise UserError(
+            "splits_final.json",
+            "is there already and differs from the split that --group-pattern and --val-groups ask for",
+            "leave these options out to honour the file, or move it away to make a new split",
+        )
     return splits
 
 

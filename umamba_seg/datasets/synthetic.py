@@ -17,8 +17,9 @@ from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
 from umamba_seg.datasets.pictures import write_picture
-from umamba_seg.datasets.writing import dataset_name, new_dataset, write_json
+from umamba_seg.datasets.writing import dataset_name, new_dataset
 from umamba_seg.errors import UserError
+from umamba_seg.files import write_json
 
 LABELS = {"background": 0, "liver": 1, "kidneys": 2, "aorta": 3}
 

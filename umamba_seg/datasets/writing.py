@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import shutil
@@ -23,7 +22,7 @@ def new_dataset(raw: Path, dataset_id: int, name: str) -> Iterator[Path]:
         UserError: The number or name is not allowed, or a data set has the number already.
     """
     target = raw / dataset_name(dataset_id, name)
-    taken = sorted(path.name for path in raw.glob(f"Dataset{dataset_id:03d}_*"))
+    taken = sorted(path.name for path in raw.glob(f"Dataset{dataset_id:03d}_*") if path.is_dir())
     if taken:
         what = f"there is a data set {dataset_id} already"
         raise UserError(raw / taken[0], what, "remove it, or give another number")
@@ -47,10 +46,3 @@ def dataset_name(dataset_id: int, name: str) -> str:
     if not re.fullmatch(r"\w+", name):
         raise UserError("data set name", f"{name!r} is not allowed", "use letters, digits and underscores only")
     return f"Dataset{dataset_id:03d}_{name}"
-
-
-def write_json(path: Path, content: object) -> None:
-    """Write ``content`` as indented JSON, under another name first, so that ``path`` is never half written."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    part.replace(path)

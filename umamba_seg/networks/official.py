@@ -8,10 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from umamba_seg.errors import UserError
-
-
-def _shown(names: list[str], limit: int = 10) -> str:
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+from umamba_seg.text import shorten
 
 
 def _our_names(network: nn.Module, official: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
@@ -42,7 +39,7 @@ def load_official(network: nn.Module, state_dict: dict[str, Tensor]) -> None:
         ],
         "contradicting aliases": contradicting,
     }
-    found = "; ".join(f"{len(names)} {what}: {_shown(names)}" for what, names in problems.items() if names)
+    found = "; ".join(f"{len(names)} {what}: {shorten(names)}" for what, names in problems.items() if names)
     if found:
         raise UserError("official checkpoint", found, "build the network with the topology that it was trained with")
     network.load_state_dict(renamed)

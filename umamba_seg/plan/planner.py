@@ -7,13 +7,16 @@ import json
 from importlib.metadata import version
 
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 
 import umamba_seg
+from umamba_seg.errors import UserError
 from umamba_seg.log import quiet
 from umamba_seg.networks import NetworkSpec, Topology
 from umamba_seg.plan.budgets import Budget
 from umamba_seg.plan.plans import PLANS_TABLE
+from umamba_seg.text import times
 
 
 def _tuples(rows) -> tuple[tuple[int, ...], ...]:
@@ -51,8 +54,26 @@ class Planner(ExperimentPlanner):
         self.UNet_reference_val_corresp_bs_3d = budget.reference_batch[3]
         self.UNet_vram_target_GB = self.UNet_reference_val_corresp_GB  # the budget's references are scaled already
 
+    @staticmethod
+    def static_estimate_VRAM_usage(
+        patch_size, input_channels, output_channels, arch_class_name, arch_kwargs, arch_kwargs_req_import
+    ) -> int:
+        """nnU-Net's count of feature-map voxels, without its setting of torch's threads to the augmentation workers:
+        there may be none."""
+        network = get_network_from_plans(
+            arch_class_name, arch_kwargs, arch_kwargs_req_import, input_channels, output_channels, allow_init=False
+        )
+        return network.compute_conv_feature_map_size(patch_size)
+
     def get_plans_for_configuration(self, *args, **kwargs) -> dict:
         plan = super().get_plans_for_configuration(*args, **kwargs)
+        if len(plan["architecture"]["arch_kwargs"]["strides"]) < 3:
+            raise UserError(
+                self.dataset_name,
+                f"the images are too small: {times(plan['median_image_size_in_voxels'])} voxels (median) give fewer than "
+                "three stages, which nnU-Net's deep supervision needs",
+                "use larger images",
+            )
         plan["architecture"] = {
             "network_class_name": self.network.network,
             "arch_kwargs": self.network.arguments(_topology(plan)),

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
-from umamba_seg.datasets.raw import read_json
 from umamba_seg.errors import UserError
+from umamba_seg.files import parse_json, read_json
 
 PLANS_TABLE = "umamba_seg"  # our table in the plans; nnU-Net carries unknown tables through untouched
+
+
+_TAKEN = ("dataset", "dataset_fingerprint", "splits_final")  # what nnU-Net calls other files beside the plans
+
+
+def require_plans_name(name: str) -> None:
+    """Refuse a name that cannot be a file's or that nnU-Net splits result folders by.
+
+    Raises:
+        UserError: It is taken, or holds anything but letters, digits, ``-``, ``.`` and single ``_``.
+    """
+    if name in _TAKEN or "__" in name or not re.fullmatch(r"\w[\w.-]*", name):
+        raise UserError(f"-p {name}", "cannot be the name of plans", "use letters, digits and single underscores")
 
 
 def read_plans(preprocessed: Path, plans_name: str | None) -> dict:
@@ -29,9 +43,8 @@ def read_plans(preprocessed: Path, plans_name: str | None) -> dict:
         if PLANS_TABLE not in plans:
             raise UserError(path, "these plans were not made by umamba-seg", planning)
         return plans
-    others = ("dataset", "dataset_fingerprint", "splits_final")
-    found = {path.stem: read_json(path) for path in sorted(preprocessed.glob("*.json")) if path.stem not in others}
-    ours = {name: plans for name, plans in found.items() if PLANS_TABLE in plans}
+    found = {path.stem: parse_json(path) for path in sorted(preprocessed.glob("*.json")) if path.stem not in _TAKEN}
+    ours = {name: plans for name, plans in found.items() if isinstance(plans, dict) and PLANS_TABLE in plans}
     if not ours:
         raise UserError(preprocessed, "holds no plans of umamba-seg", planning)
     if len(ours) > 1:
@@ -45,9 +58,10 @@ def require_configuration(plans: dict, configuration: str) -> None:
     Raises:
         UserError: Names those that they hold.
     """
-    if configuration not in plans["configurations"]:
+    there = [name for name, content in plans["configurations"].items() if "inherits_from" not in content]
+    if configuration not in there:
         raise UserError(
             f"-c {configuration}",
             f"not a configuration of the plans {plans['plans_name']}",
-            f"choose one of {', '.join(plans['configurations'])}",
+            f"choose one of {', '.join(there)}",
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 
 
@@ -10,18 +9,22 @@ class Clock:
     """Wall time spent on training, against a limit.
 
     Args:
-        limit: Seconds, or None for no limit.
+        limit: Seconds; infinite for no limit.
         spent: Seconds that earlier sessions of the same training took.
     """
 
-    def __init__(self, limit: float | None, spent: float = 0.0):
-        self.limit = math.inf if limit is None else limit
+    def __init__(self, limit: float, spent: float = 0.0):
+        self.limit = limit
         self._before = spent
         self._started: float | None = None
 
     def start(self) -> None:
         """Begin to count."""
         self._started = time.monotonic()
+
+    def stop(self) -> None:
+        """Count no further."""
+        self._before, self._started = self.spent, None
 
     @property
     def spent(self) -> float:

@@ -1,4 +1,4 @@
-"""Training one fold from its plans: start or continue, validate, report."""
+"""Training one fold from its plans: start or continue, then validate."""
 
 from __future__ import annotations
 
@@ -7,17 +7,10 @@ from pathlib import Path
 import torch
 
 from umamba_seg.datasets.labels import Labels
-from umamba_seg.datasets.raw import read_json
-from umamba_seg.errors import UserError
 from umamba_seg.evaluate import class_metrics, summary_table
+from umamba_seg.files import read_json
 from umamba_seg.log import logger, quiet
 from umamba_seg.train.trainer import UMambaSegTrainer
-
-_CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")  # as nnU-Net continues them
-
-
-def _checkpoint(folder: Path) -> Path | None:
-    return next((folder / name for name in _CHECKPOINTS if (folder / name).is_file()), None)
 
 
 def train_fold(
@@ -27,11 +20,11 @@ def train_fold(
     dataset_json: dict,
     device: torch.device,
     *,
-    resume: bool = False,
+    checkpoint: Path | None = None,
     only_validation: bool = False,
     save_probabilities: bool = False,
 ) -> dict:
-    """Train a fold, validate it on its held-out cases and write its report.
+    """Train a fold and validate it on its held-out cases. nnU-Net's folders must have been exported.
 
     Args:
         plans: With the training options in place.
@@ -39,43 +32,42 @@ def train_fold(
         fold: Number of a fold of splits_final.json, or ``all``.
         dataset_json: The data set's description.
         device: Where to train.
-        resume: Continue from the last checkpoint.
-        only_validation: Train no further; validate the last checkpoint.
+        checkpoint: Continue from here.
+        only_validation: Train no further; validate the checkpoint.
         save_probabilities: Keep the validation's probabilities.
 
     Returns:
-        ``model_folder``, ``fold``, ``cases``, ``epochs``, ``iterations``, ``seconds``, ``foreground_dice``, ``dice``
-        per class, and ``summary``.
+        ``model_folder``, ``fold``, ``cases``, ``epochs``, ``iterations``, ``seconds`` of training, ``foreground_dice``,
+        ``dice`` per class, and ``summary``.
 
     Raises:
-        UserError: Results are there already and neither continued nor only validated, or there are none to continue.
+        UserError: The checkpoint cannot be read, or the loss is no longer finite.
     """
+    if device.type == "cuda":  # as nnU-Net's own command does
+        torch.set_num_threads(1)
+        torch.backends.cudnn.benchmark = True
     with quiet():
-        trainer = UMambaSegTrainer(
-            plans | {"continue_training": resume or only_validation}, configuration, fold, dataset_json, device
-        )
-    folder = Path(trainer.output_folder)
-    checkpoint = _checkpoint(folder)
-    if resume or only_validation:
-        if checkpoint is None:
-            raise UserError(folder, "no checkpoint to go on from", "leave out --c and --val to start a training")
-        with quiet():
+        resuming = {"continue_training": checkpoint is not None}
+        trainer = UMambaSegTrainer(plans | resuming, configuration, fold, dataset_json, device)
+        if checkpoint is not None:
             trainer.load_checkpoint(str(checkpoint))
-        logger.info("continuing from %s, epoch %d", checkpoint, trainer.current_epoch)
-    elif checkpoint is not None:
-        raise UserError(folder, f"{checkpoint.name} is there already", "continue with --c, or move the folder away")
+    folder = Path(trainer.output_folder)
+    if checkpoint is not None:
+        logger.info("from %s: epoch %d, %.0f s of training", checkpoint, trainer.current_epoch, trainer.clock.spent)
     if not only_validation:
+        if checkpoint is not None and checkpoint.name == "checkpoint_final.pth":
+            checkpoint.rename(folder / "checkpoint_latest.pth")  # it is no longer final; a kill must find the newest
         logger.info("training %s", folder)
         trainer.run_training()
     return _validate(trainer, folder, save_probabilities)
 
 
 def _validate(trainer: UMambaSegTrainer, folder: Path, save_probabilities: bool) -> dict:
-    logger.info("validating fold %s", trainer.fold)
-    with quiet():
-        trainer.perform_actual_validation(save_probabilities)
     with quiet():
         training_cases, validation_cases = trainer.do_split()
+    logger.info("validating fold %s on %d cases", trainer.fold, len(validation_cases))
+    with quiet():
+        trainer.perform_actual_validation(save_probabilities)
     summary_file = folder / "validation" / "summary.json"
     summary = read_json(summary_file)
     labels = Labels.from_json(trainer.dataset_json, folder.parent / "dataset.json")

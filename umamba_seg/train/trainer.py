@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from datetime import timedelta
 from pathlib import Path
 
@@ -17,13 +18,17 @@ from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from tqdm import tqdm
 
-from umamba_seg.datasets.writing import write_json
+from umamba_seg.datasets.labels import Labels
 from umamba_seg.errors import UserError
+from umamba_seg.files import write_json
 from umamba_seg.layout import use_fast_layout
 from umamba_seg.log import logger, quiet, step_bar
+from umamba_seg.plan.options import TrainingOptions
 from umamba_seg.plan.plans import PLANS_TABLE
+from umamba_seg.train.checkpoints import load_checkpoint, load_weights
 from umamba_seg.train.clock import Clock
-from umamba_seg.train.options import TrainingOptions
+
+_SCALER_MAY_SKIP = 10  # losses in a row that are not finite; halving ten times takes 65536 to 64
 
 
 class ProgressPolyLR(PolyLRScheduler):
@@ -63,12 +68,13 @@ class UMambaSegTrainer(nnUNetTrainer):
         options = TrainingOptions.read(plans[PLANS_TABLE]["training"], "plans")
         self.options = options
         self.initial_lr, self.weight_decay = options.initial_lr, options.weight_decay
-        self.num_epochs = options.epochs
+        self.num_epochs = options.epochs or sys.maxsize  # nnU-Net wants a number
         self.num_iterations_per_epoch = options.iterations_per_epoch
         self.num_val_iterations_per_epoch = options.val_iterations_per_epoch
         self.save_every = 10
-        self.clock = Clock(options.max_minutes and options.max_minutes * 60)
+        self.clock = Clock(math.inf if options.max_minutes is None else options.max_minutes * 60)
         self.iterations = 0
+        self._bad_losses = 0
 
     @property
     def progress(self) -> float:
@@ -114,6 +120,7 @@ class UMambaSegTrainer(nnUNetTrainer):
                 self._validate_epoch()
                 self._end_epoch()
                 closing = self.clock.spent - before
+        self.clock.stop()
         with quiet():
             self.on_train_end()
 
@@ -131,11 +138,14 @@ class UMambaSegTrainer(nnUNetTrainer):
         self.on_train_epoch_end(outputs)
 
     def _refuse_divergence(self, loss: float) -> None:
-        if not math.isfinite(loss):
+        """End training on a loss that is not finite. A gradient scaler skips such steps: there, after a few in a row."""
+        self._bad_losses = 0 if math.isfinite(loss) else self._bad_losses + 1
+        if self._bad_losses > (0 if self.grad_scaler is None else _SCALER_MAY_SKIP):
             raise UserError(
                 self.output_folder,
                 f"the loss became {loss} in epoch {self.current_epoch}, iteration {self.iterations}",
-                f"the last checkpoint is kept; plan with a lower initial_lr than {self.initial_lr:g} and train again",
+                "the last checkpoint is kept; lower umamba_seg.training.initial_lr in the plans "
+                f"(it is {self.initial_lr:g}) and train again",
             )
 
     def _validate_epoch(self) -> None:
@@ -162,9 +172,10 @@ class UMambaSegTrainer(nnUNetTrainer):
         )
         seconds = last["epoch_end_timestamps"] - last["epoch_start_timestamps"]
         left = self.clock.spent * (1 / max(self.progress, 1e-9) - 1)
+        of_all = f"/{self.options.epochs}" if self.options.epochs else ""
         logger.info(
-            "epoch %d/%d  train loss %.3f  val loss %.3f  pseudo Dice: %s  lr %.1e  %.0f s  (%s left)",
-            self.current_epoch, self.num_epochs, last["train_losses"], last["val_losses"], dice, last["lrs"], seconds,
+            "epoch %d%s  train loss %.3f  val loss %.3f  pseudo Dice: %s  lr %.1e  %.0f s  (%s left)",
+            self.current_epoch, of_all, last["train_losses"], last["val_losses"], dice, last["lrs"], seconds,
             timedelta(seconds=round(left)),
         )  # fmt: skip
 
@@ -181,8 +192,9 @@ class UMambaSegTrainer(nnUNetTrainer):
         write_json(Path(self.output_folder) / "training.json", record)
 
     def _foreground_names(self) -> list[str]:
-        labels = self.dataset_json["labels"]
-        return [name for name, value in labels.items() if value != 0 and name != "ignore"]
+        """In the order of nnU-Net's pseudo Dice: regions as dataset.json lists them, labels by value."""
+        labels = Labels.from_json(self.dataset_json, Path("dataset.json"))
+        return list(labels.foreground) if labels.has_regions else sorted(labels.foreground, key=labels.foreground.get)
 
     # --------------------------------------------------------------------------------------------------- checkpoints
 
@@ -209,14 +221,13 @@ class UMambaSegTrainer(nnUNetTrainer):
         torch.save(checkpoint, part)
         os.replace(part, filename)
 
-    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
+    def load_checkpoint(self, filename_or_checkpoint: str) -> None:
         """Restore network, optimizer, epoch, time spent and logs. Nothing but plain values is unpickled."""
         if not self.was_initialized:
             self.initialize()
-        checkpoint = filename_or_checkpoint
-        if not isinstance(checkpoint, dict):
-            checkpoint = torch.load(checkpoint, map_location=self.device, weights_only=True)
-        self._plain_network().load_state_dict(checkpoint["network_weights"])
+        path = Path(filename_or_checkpoint)
+        checkpoint = load_checkpoint(path, self.device)
+        load_weights(self._plain_network(), checkpoint, path)
         self.optimizer.load_state_dict(checkpoint["optimizer_state"])
         if self.grad_scaler is not None and checkpoint["grad_scaler_state"] is not None:
             self.grad_scaler.load_state_dict(checkpoint["grad_scaler_state"])
@@ -224,7 +235,7 @@ class UMambaSegTrainer(nnUNetTrainer):
         self._best_ema = checkpoint["_best_ema"]
         self.current_epoch = checkpoint["current_epoch"]
         self.iterations = checkpoint["iterations"]
-        self.clock = Clock(None if self.options.max_minutes is None else self.clock.limit, checkpoint["seconds_spent"])
+        self.clock = Clock(self.clock.limit, checkpoint["seconds_spent"])
         self.inference_allowed_mirroring_axes = checkpoint["inference_allowed_mirroring_axes"]
 
     def _plain_network(self) -> torch.nn.Module:

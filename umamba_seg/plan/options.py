@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from umamba_seg.errors import UserError
 
@@ -12,8 +12,8 @@ from umamba_seg.errors import UserError
 class TrainingOptions(BaseModel):
     """How a fold is trained. The defaults are nnU-Net's.
 
-    ``max_minutes`` bounds the wall time of training without the final validation; the learning rate then falls with
-    the time used instead of the epochs done, whichever is further.
+    Training ends with ``epochs`` or with ``max_minutes`` of wall time (without the final validation), whichever comes
+    first; None sets no such end. The learning rate falls with the share of that end which is reached.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -21,7 +21,7 @@ class TrainingOptions(BaseModel):
     optimizer: Literal["SGD", "AdamW"] = "SGD"
     initial_lr: float = Field(1e-2, gt=0)
     weight_decay: float = Field(3e-5, ge=0)
-    epochs: int = Field(1000, ge=1)
+    epochs: int | None = Field(1000, ge=1)
     iterations_per_epoch: int = Field(250, ge=1)
     val_iterations_per_epoch: int = Field(50, ge=1)
     max_minutes: float | None = Field(None, gt=0)
@@ -38,7 +38,15 @@ class TrainingOptions(BaseModel):
         except ValidationError as error:
             raise UserError.of_validation(where, error) from None
 
+    @model_validator(mode="after")
+    def _ends(self) -> TrainingOptions:
+        if self.epochs is None and self.max_minutes is None:
+            raise ValueError("epochs and max_minutes are both None: training would never end")
+        return self
+
     def overridden(self, **values: object) -> TrainingOptions:
-        """The options with those of ``values`` that are not None in place."""
+        """The options with those of ``values`` that are not None in place. A time alone replaces the epochs."""
         given = {name: value for name, value in values.items() if value is not None}
+        if "max_minutes" in given and "epochs" not in given:
+            given["epochs"] = None
         return self.read(self.model_dump() | given, "training options")

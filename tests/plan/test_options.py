@@ -3,7 +3,7 @@
 import pytest
 
 from umamba_seg.errors import UserError
-from umamba_seg.train.options import TrainingOptions
+from umamba_seg.plan.options import TrainingOptions
 
 
 def test_defaults_are_nnunets():
@@ -13,8 +13,19 @@ def test_defaults_are_nnunets():
 
 
 def test_command_line_wins_where_it_says_something():
+    options = TrainingOptions(epochs=7, iterations_per_epoch=3)
+    assert options.overridden(epochs=None, iterations_per_epoch=5) == TrainingOptions(epochs=7, iterations_per_epoch=5)
+    assert options.overridden(epochs=2, max_minutes=2.5).epochs == 2
+
+
+def test_a_time_alone_replaces_the_epochs():
     options = TrainingOptions(epochs=7).overridden(epochs=None, max_minutes=2.5)
-    assert (options.epochs, options.max_minutes) == (7, 2.5)
+    assert (options.epochs, options.max_minutes) == (None, 2.5)
+
+
+def test_training_has_to_end():
+    with pytest.raises(UserError, match="would never end"):
+        TrainingOptions.read({"epochs": None}, "plans.json")
 
 
 @pytest.mark.parametrize(

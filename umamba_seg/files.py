@@ -1,0 +1,47 @@
+"""Reading and writing JSON files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from umamba_seg.errors import UserError
+
+
+def parse_json(path: Path) -> Any:
+    """Read any JSON file.
+
+    Raises:
+        UserError: It is missing, a folder, or not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(path, "no such file", "check the path") from None
+    except (IsADirectoryError, NotADirectoryError, PermissionError) as error:
+        raise UserError(path, f"cannot be opened ({error.strerror})", "check the path and its permissions") from None
+    except UnicodeDecodeError:
+        raise UserError(path, "not JSON: it is not UTF-8 text", "save it as UTF-8 text") from None
+    except json.JSONDecodeError as error:
+        what = f"not JSON: {error.msg} in line {error.lineno}, column {error.colno}"
+        raise UserError(path, what, "mend the file there") from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds an object (``{...}``).
+
+    Raises:
+        UserError: It is missing, a folder, not JSON, or JSON of another kind.
+    """
+    content = parse_json(path)
+    if not isinstance(content, dict):
+        raise UserError(path, f"holds a JSON {type(content).__name__}, not an object", "write one object: { ... }")
+    return content
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write ``content`` as indented JSON, under another name first, so that ``path`` is never half written."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    part.replace(path)

@@ -1,0 +1,16 @@
+"""Pieces of messages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+
+def shorten(names: Sequence[str], shown: int = 10) -> str:
+    """The first ``shown`` names, and how many more there are."""
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more
+
+
+def times(values: Iterable[float]) -> str:
+    """``(4, 5, 7)`` -> ``4×5×7``, for messages."""
+    return "×".join(f"{value:g}" for value in values)
