@@ -108,9 +108,10 @@ def test_one_broken_case_does_not_stop_the_others(trained, umamba_seg, tmp_path)
     shutil.copytree(trained.raw / "imagesTs", tmp_path / "images")
     broken, sound = sorted((tmp_path / "images").glob("*.nii.gz"))
     broken.write_bytes(broken.read_bytes()[:500])
-    done = umamba_seg(
-        "predict", "-i", tmp_path / "images", "-o", tmp_path / "out", "-m", trained.model, "-device", "cpu"
-    )
+    shutil.copy(sound, tmp_path / "images" / "third_0001.nii.gz")  # its first channel is missing
+    shutil.copy(sound, tmp_path / "images" / "overview.nii.gz")
+    words = ("-m", trained.model, "-device", "cpu", "--json")
+    done = umamba_seg("predict", "-i", tmp_path / "images", "-o", tmp_path / "out", *words)
     assert done.code == 3
     assert broken.name in done.err
     assert "third_0000.nii.gz missing" in done.err

@@ -176,12 +176,6 @@ def test_regions_and_ignore_label(report, volumes, tmp_path):
         assert text in page
 
 
-def test_a_cascade_shows_what_it_inherits(report, tmp_path):
-    page = _page(replace(report, configuration="3d_cascade_fullres"), tmp_path)
-    assert "<td>11</td>" in page
-    assert "20×36×40 voxels" in page
-
-
 def test_an_unknown_configuration_is_refused(report, tmp_path):
     with pytest.raises(UserError, match="-c 2d: not a configuration"):
         _page(replace(report, configuration="2d"), tmp_path)

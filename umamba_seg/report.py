@@ -193,11 +193,7 @@ def _intensities(report: ReportInput) -> list[tuple[str, dict[str, float]]]:
 
 def _plan(report: ReportInput) -> dict[str, Any]:
     """The configuration: rows of name and text, and a table with one column per stage of the network."""
-    configurations = report.plans["configurations"]
-    configuration = configurations[report.configuration]
-    while "inherits_from" in configuration:  # nnU-Net's cascade says only what differs
-        child = dict(configuration)
-        configuration = {**configurations[child.pop("inherits_from")], **child}
+    configuration = report.plans["configurations"][report.configuration]
     architecture = configuration["architecture"]
     arguments = architecture["arch_kwargs"]
     staged = {

@@ -104,10 +104,9 @@ def test_deep_supervision_can_be_flipped(dims):
 
 
 def test_mamba_mixes_the_whole_image():
-    network = small().eval()
-    x = torch.randn(1, 2, 16, 16, 16, requires_grad=True)
-    network.mamba_layer(x[:, :1].expand(-1, 8, -1, -1, -1))[0, 0, -1, -1, -1].backward()
-    assert x.grad[0, 0, 0, 0, 0] != 0  # the last voxel sees the first
+    x = torch.randn(1, 8, 4, 4, 4, requires_grad=True)
+    small().mamba_layer(x)[0, 0, -1, -1, -1].backward()
+    assert x.grad[0, :, 0, 0, 0].abs().max() > 0  # the last voxel sees the first
 
 
 def test_half_precision_features_are_scanned_in_float32():

@@ -97,9 +97,8 @@ def _check_hidden(dataset: RawDataset) -> Iterable[Finding]:
     """Hidden files that end like images (macOS leaves ``._x.nii.gz``): nnU-Net takes them for cases."""
     if "dataset" in dataset.json:
         return
-    for folder in ("imagesTr", "labelsTr"):
-        for path in sorted((dataset.folder / folder).glob(f".*{dataset.file_ending}")):
-            yield Finding("error", str(path), "is hidden, and nnU-Net would take it for a case", "delete it")
+    for path in sorted((dataset.folder / "imagesTr").glob(f".*{dataset.file_ending}")):
+        yield Finding("error", str(path), "is hidden, and nnU-Net would take it for a case", "delete it")
 
 
 def _check_duplicates(

@@ -70,8 +70,8 @@ class Planner(ExperimentPlanner):
         if len(plan["architecture"]["arch_kwargs"]["strides"]) < 3:
             raise UserError(
                 self.dataset_name,
-                f"the images are too small: {times(plan['median_image_size_in_voxels'])} voxels (median) give fewer than "
-                "three stages, which nnU-Net's deep supervision needs",
+                f"the images are too small: {times(plan['median_image_size_in_voxels'])} voxels (median) give fewer "
+                "than the three stages that nnU-Net's deep supervision needs",
                 "use larger images",
             )
         plan["architecture"] = {

@@ -138,7 +138,7 @@ class UMambaSegTrainer(nnUNetTrainer):
         self.on_train_epoch_end(outputs)
 
     def _refuse_divergence(self, loss: float) -> None:
-        """End training on a loss that is not finite. A gradient scaler skips such steps: there, after a few in a row."""
+        """End training on a loss that is not finite; with a gradient scaler, which skips such steps, after several."""
         self._bad_losses = 0 if math.isfinite(loss) else self._bad_losses + 1
         if self._bad_losses > (0 if self.grad_scaler is None else _SCALER_MAY_SKIP):
             raise UserError(
