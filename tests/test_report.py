@@ -99,6 +99,15 @@ def _pictures(folder: Path, ending: str = ".nii.gz") -> list[Picture]:
     ]
 
 
+def test_style_of_nnunets_plots_does_not_reach_the_report(report, tmp_path):
+    import matplotlib
+
+    plain = _page(report, tmp_path)
+    with matplotlib.rc_context({"font.size": 40, "axes.facecolor": "red"}):
+        assert _page(report, tmp_path) == plain
+        assert matplotlib.rcParams["font.size"] == 40
+
+
 def _page(report: ReportInput, tmp_path: Path) -> str:
     return write_report(report, tmp_path / "new" / "report.html").read_text(encoding="utf-8")
 

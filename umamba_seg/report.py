@@ -80,6 +80,7 @@ def write_report(report: ReportInput, output: Path) -> Path:
         UserError: The plans lack the configuration, the labels are malformed, or an image of ``pictures`` is missing,
             unreadable or of another grid than its labels.
     """
+    import matplotlib.style as matplotlib_style
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -90,7 +91,8 @@ def write_report(report: ReportInput, output: Path) -> Path:
         lstrip_blocks=True,
     )
     environment.filters["dice"] = lambda value: "–" if math.isnan(value) else f"{value:.3f}"
-    page = environment.get_template("report.html").render(_context(report))
+    with matplotlib_style.context("default"):  # nnU-Net's progress.png leaves its own, with letters of twice the size
+        page = environment.get_template("report.html").render(_context(report))
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(page, encoding="utf-8")
     return output

@@ -196,6 +196,21 @@ class UMambaSegTrainer(nnUNetTrainer):
         labels = Labels.from_json(self.dataset_json, Path("dataset.json"))
         return list(labels.foreground) if labels.has_regions else sorted(labels.foreground, key=labels.foreground.get)
 
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """nnU-Net's validation of the held-out cases, behind a bar that moves when a case is loaded."""
+        _, cases = self.do_split()
+        plain = self.dataset_class
+        with step_bar("validating", len(cases)) as bar:
+
+            class Counted(plain):  # type: ignore[valid-type, misc]
+                def load_case(self, identifier):
+                    bar.update()
+                    return super().load_case(identifier)
+
+            self.dataset_class = Counted
+            super().perform_actual_validation(save_probabilities)
+        self.dataset_class = plain
+
     # --------------------------------------------------------------------------------------------------- checkpoints
 
     def save_checkpoint(self, filename: str) -> None:
