@@ -247,12 +247,12 @@ def predict(args: Namespace) -> dict:
     list_images(Path(args.i), _file_ending(model / "dataset.json"))  # an empty folder is answered at once
 
     settings.configure_nnunet(settings.cores())  # nnU-Net's predictor takes it for the number of torch's threads
-    from umamba_seg.predict import load_predictor, predict_folder
+    from umamba_seg.predict import Predictor
 
-    predictor = load_predictor(
+    predictor = Predictor.load(
         model, folds, args.chk, _device(args.device), mirroring=not args.disable_tta, step_size=args.step_size
     )
-    written = predict_folder(predictor, Path(args.i), Path(args.o), save_probabilities=args.save_probabilities)
+    written = predictor.predict_folder(Path(args.i), Path(args.o), save_probabilities=args.save_probabilities)
     logger.info("%d segmentations written to %s", len(written), args.o)
     return {"segmentations": [str(path) for path in written], "failed": {}}
 

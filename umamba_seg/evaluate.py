@@ -66,7 +66,7 @@ def evaluate_folder(
             reader(),
             ending,
             labels.foreground_regions if labels.has_regions else labels.foreground_labels,
-            labels.ignore_label,
+            labels.ignore_label,  # type: ignore[arg-type]  (None for none, against its hint)
             processes,
         )
     return read_json(output)

@@ -14,7 +14,7 @@ from nnunetv2.inference.export_prediction import export_prediction_from_logits
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from umamba_seg.datasets.check import check_case_images
 from umamba_seg.datasets.raw import channel_problem, list_images
@@ -26,84 +26,128 @@ from umamba_seg.text import shorten
 from umamba_seg.train.checkpoints import load_checkpoint, load_weights
 
 
-def load_predictor(
-    model_folder: Path,
-    folds: list[str],
-    checkpoint_name: str,
-    device: torch.device,
-    *,
-    mirroring: bool = True,
-    step_size: float = 0.5,
-) -> nnUNetPredictor:
-    """A predictor that averages the logits of several folds.
+class Predictor(nnUNetPredictor):
+    """nnU-Net's predictor, loaded from one of our model folders."""
 
-    Args:
-        model_folder: ``Trainer__plans__configuration`` with plans.json, dataset.json and ``fold_*``.
-        folds: E.g. ``["0", "all"]``.
-        checkpoint_name: File in each fold's folder.
-        device: Where the network runs.
-        mirroring: Average over mirrored inputs along the axes that training mirrored.
-        step_size: Step of the sliding window as a share of the patch.
-    """
-    plans_manager = PlansManager(read_json(model_folder / "plans.json"))
-    dataset_json = read_json(model_folder / "dataset.json")
-    files = [model_folder / f"fold_{fold}" / checkpoint_name for fold in folds]
-    checkpoints = [load_checkpoint(path) for path in files]
-    configuration = plans_manager.get_configuration(checkpoints[0]["init_args"]["configuration"])
-    with quiet():
-        predictor = nnUNetPredictor(
-            tile_step_size=step_size, use_mirroring=mirroring, device=device, allow_tqdm=False, verbose=False
-        )
-        network = nnUNetTrainer.build_network_architecture(
-            plans_manager,
-            configuration,
-            determine_num_input_channels(plans_manager, configuration, dataset_json),
-            plans_manager.get_label_manager(dataset_json).num_segmentation_heads,
-            enable_deep_supervision=False,
-        )
-        for checkpoint, path in zip(checkpoints, files, strict=True):
-            load_weights(network, checkpoint, path)
-        predictor.manual_initialization(
-            use_fast_layout(network, device),
-            plans_manager,
-            configuration,
-            [checkpoint["network_weights"] for checkpoint in checkpoints],
-            dataset_json,
-            checkpoints[0]["trainer_name"],
-            checkpoints[0]["inference_allowed_mirroring_axes"],
-        )
-    return predictor
+    # nnU-Net begins with None for these; `load` sets them.
+    plans_manager: PlansManager
+    configuration_manager: ConfigurationManager
+    dataset_json: dict
 
+    @classmethod
+    def load(
+        cls,
+        model_folder: Path,
+        folds: list[str],
+        checkpoint_name: str,
+        device: torch.device,
+        *,
+        mirroring: bool = True,
+        step_size: float = 0.5,
+    ) -> Predictor:
+        """A predictor that averages the logits of several folds.
 
-def _predict_case(predictor: nnUNetPredictor, files: Sequence[Path], target: Path, save_probabilities: bool) -> None:
-    """Segment one case into ``target`` (a path without ending). Written under another name first, then renamed."""
-    plans, configuration, dataset_json = (
-        predictor.plans_manager,
-        predictor.configuration_manager,
-        predictor.dataset_json,
-    )
-    preprocessor = configuration.preprocessor_class(verbose=False)
-    data, _, properties = preprocessor.run_case([str(f) for f in files], None, plans, configuration, dataset_json)
-    logits = predictor.predict_logits_from_preprocessed_data(torch.from_numpy(data))
-    part = target.with_name(f".{target.name}.part")
-    parts = {ending: Path(f"{part}{ending}") for ending in (dataset_json["file_ending"], ".npz", ".pkl")}
-    try:
-        export_prediction_from_logits(
-            logits,
-            properties,
-            configuration,
-            plans,
-            dataset_json,
-            str(part),
-            save_probabilities,
-            torch.get_num_threads(),
-        )
-        for ending, written in parts.items():
-            if written.exists():
-                os.replace(written, f"{target}{ending}")
-    finally:
-        for written in parts.values():
-            written.unlink(missing_ok=True)
+        Args:
+            model_folder: ``Trainer__plans__configuration`` with plans.json, dataset.json and ``fold_*``.
+            folds: E.g. ``["0", "1"]`` or ``["all"]``.
+            checkpoint_name: File in each fold's folder.
+            device: Where the network runs.
+            mirroring: Average over mirrored inputs along the axes that training mirrored.
+            step_size: Step of the sliding window as a share of the patch.
+
+        Raises:
+            UserError: A file is missing, damaged, or does not fit the plans.
+        """
+        plans_manager = PlansManager(read_json(model_folder / "plans.json"))
+        dataset_json = read_json(model_folder / "dataset.json")
+        files = [model_folder / f"fold_{fold}" / checkpoint_name for fold in folds]
+        checkpoints = [load_checkpoint(path) for path in files]
+        first = checkpoints[0]
+        configuration = plans_manager.get_configuration(first["init_args"]["configuration"])
+        with quiet():
+            predictor = cls(tile_step_size=step_size, use_mirroring=mirroring, device=device, allow_tqdm=False)
+            network = nnUNetTrainer.build_network_architecture(
+                plans_manager,
+                configuration,
+                determine_num_input_channels(plans_manager, configuration, dataset_json),
+                plans_manager.get_label_manager(dataset_json).num_segmentation_heads,
+                enable_deep_supervision=False,
+            )
+            for checkpoint, path in zip(checkpoints, files, strict=True):
+                load_weights(network, checkpoint, path)
+            predictor.manual_initialization(
+                use_fast_layout(network, device),
+                plans_manager,
+                configuration,
+                [checkpoint["network_weights"] for checkpoint in checkpoints],
+                dataset_json,
+                first["trainer_name"],
+                first["inference_allowed_mirroring_axes"],
+            )
+        return predictor
+
+    def predict_case(self, files: Sequence[Path], target: Path, *, save_probabilities: bool = False) -> None:
+        """Segment one case into ``target``, a path without ending. Nothing half written ever has that name.
+
+        Args:
+            files: Its images, one per channel.
+            target: Where to write, without the ending.
+            save_probabilities: Also write nnU-Net's ``.npz`` (and ``.pkl``) of probabilities.
+        """
+        plans, configuration, ending = self.plans_manager, self.configuration_manager, self.dataset_json["file_ending"]
+        preprocessor = configuration.preprocessor_class(verbose=False)
+        names = [str(path) for path in files]
+        data, _, properties = preprocessor.run_case(names, None, plans, configuration, self.dataset_json)
+        logits = self.predict_logits_from_preprocessed_data(torch.from_numpy(data))
+        part, threads = target.with_name(f".{target.name}.part"), torch.get_num_threads()
+        parts = {suffix: Path(f"{part}{suffix}") for suffix in (ending, ".npz", ".pkl")}
+        case = (logits, properties, configuration, plans, self.dataset_json)
+        try:
+            export_prediction_from_logits(*case, str(part), save_probabilities, threads)
+            for suffix, written in parts.items():
+                if written.exists():
+                    os.replace(written, f"{target}{suffix}")
+        finally:
+            for written in parts.values():
+                written.unlink(missing_ok=True)
+
+    def predict_folder(self, images: Path, output: Path, *, save_probabilities: bool = False) -> list[Path]:
+        """Segment every case of a folder of images ``CASE_0000.ending``.
+
+        Args:
+            images: Folder of images, one file per channel. Images of other names are left alone, with a warning.
+            output: Folder for the segmentations, made if missing. Each has shape and geometry of its image. The data
+                set's dataset.json is put beside them, for their evaluation.
+            save_probabilities: See :meth:`predict_case`.
+
+        Returns:
+            The segmentations written.
+
+        Raises:
+            UserError: There are no cases, or none of them can be read.
+            CasesFailed: Some cases cannot be read; the others are written.
+        """
+        ending, channels = self.dataset_json["file_ending"], len(self.dataset_json["channel_names"])
+        cases, strangers = list_images(images, ending)
+        if strangers:
+            logger.warning("left alone, as they are not named CASE_0000%s: %s", ending, shorten(strangers))
+        output.mkdir(parents=True, exist_ok=True)
+        write_json(output / "dataset.json", self.dataset_json)
+        written, failures = [], {}
+        for case, files in progress(cases.items(), "predicting"):
+            try:
+                _check_case(case, files, images, channels, ending)
+            except UserError as error:
+                failures[case] = str(error)
+                continue
+            with quiet():
+                self.predict_case(tuple(files.values()), output / case, save_probabilities=save_probabilities)
+            written.append(output / f"{case}{ending}")
+        if failures and written:
+            raise CasesFailed(failures, [str(path) for path in written])
+        if failures:
+            raise UserError(images, "none of the cases can be read", "\n  ".join(["mend them:", *failures.values()]))
+        return written
 
 
 def _check_case(case: str, files: dict[int, Path], images: Path, channels: int, ending: str) -> None:
@@ -111,46 +155,3 @@ def _check_case(case: str, files: dict[int, Path], images: Path, channels: int, 
     if problem:
         raise UserError(images, problem, "add the missing files or remove the case")
     check_case_images(case, tuple(files.values()), channels)
-
-
-def predict_folder(
-    predictor: nnUNetPredictor, images: Path, output: Path, *, save_probabilities: bool = False
-) -> list[Path]:
-    """Segment every case of a folder of images ``CASE_0000.ending``.
-
-    Args:
-        predictor: From :func:`load_predictor`.
-        images: Folder of images, one file per channel. Images of other names are left alone, with a warning.
-        output: Folder for the segmentations, made if missing. Each has shape and geometry of its image. The data set's
-            dataset.json is put beside them, for their evaluation.
-        save_probabilities: Also write nnU-Net's ``CASE.npz`` (and ``.pkl``) of probabilities.
-
-    Returns:
-        The segmentations written.
-
-    Raises:
-        UserError: There are no cases, or none of them can be read.
-        CasesFailed: Some cases cannot be read; the others are written.
-    """
-    ending = predictor.dataset_json["file_ending"]
-    channels = len(predictor.dataset_json["channel_names"])
-    cases, strangers = list_images(images, ending)
-    if strangers:
-        logger.warning("left alone, as they are not named CASE_0000%s: %s", ending, shorten(strangers))
-    output.mkdir(parents=True, exist_ok=True)
-    write_json(output / "dataset.json", predictor.dataset_json)
-    written, failures = [], {}
-    for case, files in progress(cases.items(), "predicting"):
-        try:
-            _check_case(case, files, images, channels, ending)
-        except UserError as error:
-            failures[case] = str(error)
-            continue
-        with quiet():
-            _predict_case(predictor, tuple(files.values()), output / case, save_probabilities)
-        written.append(output / f"{case}{ending}")
-    if failures and written:
-        raise CasesFailed(failures, [str(path) for path in written])
-    if failures:
-        raise UserError(images, "none of the cases can be read", "\n  ".join(["mend them:", *failures.values()]))
-    return written

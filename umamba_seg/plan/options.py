@@ -19,12 +19,12 @@ class TrainingOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     optimizer: Literal["SGD", "AdamW"] = "SGD"
-    initial_lr: float = Field(1e-2, gt=0)
-    weight_decay: float = Field(3e-5, ge=0)
-    epochs: int | None = Field(1000, ge=1)
-    iterations_per_epoch: int = Field(250, ge=1)
-    val_iterations_per_epoch: int = Field(50, ge=1)
-    max_minutes: float | None = Field(None, gt=0)
+    initial_lr: float = Field(default=1e-2, gt=0)
+    weight_decay: float = Field(default=3e-5, ge=0)
+    epochs: int | None = Field(default=1000, ge=1)
+    iterations_per_epoch: int = Field(default=250, ge=1)
+    val_iterations_per_epoch: int = Field(default=50, ge=1)
+    max_minutes: float | None = Field(default=None, gt=0)
 
     @classmethod
     def read(cls, values: dict, where: str) -> TrainingOptions:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import sys
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch import nn
 from tqdm import tqdm
 
 from umamba_seg.datasets.labels import Labels
@@ -34,7 +36,7 @@ _SCALER_MAY_SKIP = 10  # losses in a row that are not finite; halving ten times 
 class ProgressPolyLR(PolyLRScheduler):
     """nnU-Net's polynomial decay over the share of the budget that is spent (epochs or time, whichever is further)."""
 
-    def __init__(self, optimizer: torch.optim.Optimizer, initial_lr: float, progress):
+    def __init__(self, optimizer: torch.optim.Optimizer, initial_lr: float, progress: Callable[[], float]):
         self._progress = progress
         super().__init__(optimizer, initial_lr, max_steps=1)
 
@@ -55,6 +57,14 @@ def _plain(value):
 
 class UMambaSegTrainer(nnUNetTrainer):
     """nnU-Net's trainer with options from ``plans["umamba_seg"]["training"]`` (see :class:`TrainingOptions`)."""
+
+    # nnU-Net begins with None for these; they are set by the time they are used.
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    lr_scheduler: ProgressPolyLR
+    dataloader_train: Iterator[dict]
+    dataloader_val: Iterator[dict]
+    output_folder: str
 
     def __init__(
         self,
@@ -194,7 +204,9 @@ class UMambaSegTrainer(nnUNetTrainer):
     def _foreground_names(self) -> list[str]:
         """In the order of nnU-Net's pseudo Dice: regions as dataset.json lists them, labels by value."""
         labels = Labels.from_json(self.dataset_json, Path("dataset.json"))
-        return list(labels.foreground) if labels.has_regions else sorted(labels.foreground, key=labels.foreground.get)
+        if labels.has_regions:
+            return list(labels.foreground)
+        return sorted(labels.foreground, key=lambda name: labels.foreground[name])
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """nnU-Net's validation of the held-out cases, behind a bar that moves when a case is loaded."""
@@ -253,6 +265,6 @@ class UMambaSegTrainer(nnUNetTrainer):
         self.clock = Clock(self.clock.limit, checkpoint["seconds_spent"])
         self.inference_allowed_mirroring_axes = checkpoint["inference_allowed_mirroring_axes"]
 
-    def _plain_network(self) -> torch.nn.Module:
+    def _plain_network(self) -> nn.Module:
         """The network without the wrapper of torch.compile."""
         return getattr(self.network, "_orig_mod", self.network)
