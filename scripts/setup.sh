@@ -18,10 +18,14 @@ python3 -c 'import venv, ensurepip' 2>/dev/null ||
 
 pip() { .venv/bin/python -m pip --quiet --disable-pip-version-check "$@"; }
 
+torch_version() { .venv/bin/python -c 'import importlib.metadata as m; print(m.version("torch"))'; }
+
 install_torch() {
     if nvidia-smi >/dev/null 2>&1; then
         say "an NVIDIA GPU is here: installing torch with CUDA (several GB)"
         pip install "torch==$TORCH"
+        .venv/bin/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' ||
+            say "but torch does not see the GPU: its driver may be too old; training will run on the CPU"
     else
         say "no NVIDIA GPU: installing the CPU build of torch $TORCH"
         pip install "torch==$TORCH+cpu" 2>/dev/null || {
@@ -34,7 +38,8 @@ install_torch() {
 if [ ! -e .venv/installed ] || [ pyproject.toml -nt .venv/installed ]; then
     say "making .venv and installing umamba-seg into it (a minute or two)"
     [ -x .venv/bin/python ] || python3 -m venv .venv
-    .venv/bin/python -c 'import torch' 2>/dev/null || install_torch
-    pip install --editable '.[test]'
+    torch_version >/dev/null 2>&1 || install_torch
+    # Naming the torch that is there keeps pip from exchanging it: nnunetv2 draws in torchvision, which pins a torch.
+    pip install --editable '.[test]' "torch==$(torch_version)"
     touch .venv/installed
 fi
