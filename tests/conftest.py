@@ -28,7 +28,7 @@ def shared_data() -> Callable[[str], Path]:
 @pytest.fixture(scope="session")
 def umamba_seg() -> Callable[..., "Outcome"]:
     """``umamba_seg("check", "-d", 4, ...)`` runs the command line in this process and tells how it ended."""
-    from umamba_seg.cli import main
+    from umamba_seg.__main__ import main
 
     def run(*words: object) -> Outcome:
         out, err = io.StringIO(), io.StringIO()

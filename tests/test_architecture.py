@@ -72,9 +72,9 @@ def test_nnunet_is_leaned_on_in_the_steps_only():
     assert leaning == {f"umamba_seg.{room}" for room in NNUNET_ROOMS}
 
 
-def test_only_the_quickstart_imports_the_command_line():
+def test_only_the_quickstart_and_the_door_know_the_command_line():
     for name in rooms("umamba_seg"):
-        if name not in ("umamba_seg.quickstart", "umamba_seg.cli"):
+        if name not in ("umamba_seg.quickstart", "umamba_seg.__main__"):
             assert not ours(imports(modules()[name])) & {"umamba_seg.cli", "umamba_seg.commands"}, name
 
 
@@ -84,7 +84,7 @@ def test_only_the_quickstart_imports_the_command_line():
         "import umamba_seg",
         "import umamba_seg.networks; umamba_seg.networks.find('umamba_bot')",
         "import umamba_seg.cli; umamba_seg.cli.build_parser().format_help()",
-        "import umamba_seg.commands",
+        "import umamba_seg.commands, umamba_seg.quickstart, umamba_seg.__main__",
     ],
 )
 def test_light_doors_load_nothing_heavy(code):

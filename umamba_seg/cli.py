@@ -1,35 +1,13 @@
-"""The command line: what each verb takes. What it does stands in :mod:`umamba_seg.commands`, loaded when it runs.
-
-Exit codes: 0 done; 1 a bug of ours, with its traceback; 2 something the user can mend; 3 some cases failed, the others
-were finished; 130 interrupted.
-"""
+"""The command line: what each verb takes. What it does stands in :mod:`umamba_seg.commands`."""
 
 from __future__ import annotations
 
 import argparse
-import errno
-import json
 import math
-import sys
-from collections.abc import Sequence
-from contextlib import nullcontext
-from typing import Any
 
 import umamba_seg
-from umamba_seg.errors import CasesFailed, UserError
 from umamba_seg.networks.catalog import NETWORKS
 
-# What the disk and its permissions refuse. A file that is not found is no such case: we ask where one may be missing.
-_USERS_ERRNO = {
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EEXIST,
-    errno.ENOTDIR,
-    errno.EISDIR,
-}
 _CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres")
 
 
@@ -251,46 +229,3 @@ def build_parser() -> argparse.ArgumentParser:
     for add in (_convert, _check, _plan_and_preprocess, _train, _predict, _evaluate, _quickstart, _info):
         add(verbs)
     return parser
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run a verb and return the exit code."""
-    arguments = build_parser().parse_args(argv)
-
-    from umamba_seg import commands, log
-
-    log.configure(arguments.verbose)
-    code = 0
-    try:
-        with log.only_messages() if arguments.json else nullcontext():
-            result = getattr(commands, arguments.verb)(arguments)
-    except UserError as error:
-        print(f"umamba-seg: {error}", file=sys.stderr)
-        result, code = error.result, 3 if isinstance(error, CasesFailed) else 2
-    except OSError as error:
-        if error.errno not in _USERS_ERRNO:
-            raise
-        print(
-            f"umamba-seg: {error.filename}: {error.strerror}; check the path, its permissions and the disk",
-            file=sys.stderr,
-        )
-        return 2
-    except KeyboardInterrupt:
-        print("umamba-seg: interrupted", file=sys.stderr)
-        return 130
-    if arguments.json and result is not None:
-        print(json.dumps(_without_nan(result), indent=2, allow_nan=False))
-    return code
-
-
-def _without_nan(value: Any) -> Any:
-    """JSON has no NaN: null stands for a score that does not exist."""
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -316,12 +316,6 @@ def evaluate(args: Namespace) -> dict:
     return {"summary": str(output), "foreground_mean": summary["foreground_mean"], "mean": summary["mean"]}
 
 
-def quickstart(args: Namespace) -> dict:
-    from umamba_seg.quickstart import run
-
-    return run(Path(args.o), Path(args.config) if args.config else None, args.json)
-
-
 def info(args: Namespace) -> dict:
     from umamba_seg.info import as_text, collect
 

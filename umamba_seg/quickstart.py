@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import shutil
 import time
+from argparse import Namespace
 from pathlib import Path
 
 from umamba_seg import cli, commands
@@ -36,19 +37,15 @@ def _empty(folder: Path) -> None:
     (folder / _MARKER).touch()
 
 
-def run(folder: Path, config_file: Path | None, as_json: bool) -> dict:
-    """Make the data, then plan, train, predict, evaluate and report, all below ``folder``.
-
-    Args:
-        folder: Made, or emptied when an earlier quickstart made it.
-        config_file: Settings; None for the packaged ones.
-        as_json: Leave stdout to the JSON result: no table there.
+def run(args: Namespace) -> dict:
+    """Make the data, then plan, train, predict, evaluate and report, all below ``args.o``.
 
     Returns:
         ``foreground_dice`` of the unseen cases, ``report`` and ``seconds``.
     """
     started = time.monotonic()
-    config = read_quickstart(config_file)
+    folder = Path(args.o)
+    config = read_quickstart(Path(args.config) if args.config else None)
     _empty(folder)
     folders = resolve(folder)
     logger.info("a synthetic data set of %d + %d cases", config.dataset.train_cases, config.dataset.test_cases)
@@ -72,7 +69,7 @@ def run(folder: Path, config_file: Path | None, as_json: bool) -> dict:
     trained = _run("train", *model, "-f", 0, "--max-minutes", config.training.max_minutes)
     predictions = folder / "predictions"
     _run("predict", *model, "-i", raw / "imagesTs", "-o", predictions)
-    evaluated = _run("evaluate", raw / "labelsTs", predictions, *(["--json"] if as_json else []))
+    evaluated = _run("evaluate", raw / "labelsTs", predictions, *(["--json"] if args.json else []))
 
     from umamba_seg.report import report_on_model
 
