@@ -80,6 +80,16 @@ def test_folders_come_from_the_root_or_the_variables(umamba_seg, root, monkeypat
     assert umamba_seg("check", "-d", 7).succeeded().out == umamba_seg("check", "-d", 7, "--root", root).out
 
 
+def test_check_names_several_faults_at_once(umamba_seg, root, raw):
+    first(raw).rename(first(raw).with_name("synth_000_0001.nii.gz"))
+    (raw / "imagesTr" / "synth_001_0000.nii.gz").write_bytes(b"")
+    (raw / "labelsTr" / "synth_002.nii.gz").unlink()
+    done = umamba_seg("check", "-d", 7, "--root", root)
+    assert done.code == 2
+    for part in ("synth_000_0000.nii.gz missing", "synth_001_0000.nii.gz", "synth_002", '"numTraining": 2'):
+        assert part in done.out
+
+
 def test_check_as_json_and_its_exit_code(umamba_seg, root, raw):
     assert umamba_seg("check", "-d", 7, "--root", root, "--json").succeeded().result["errors"] == 0
     (raw / "imagesTr" / "._synth_000_0000.nii.gz").write_bytes(b"")
@@ -275,6 +285,7 @@ def model(tmp_path) -> Path:
     (folder / "fold_0").mkdir(parents=True)
     (folder / "fold_0" / "checkpoint_final.pth").write_bytes(b"not a checkpoint")
     (folder / "dataset.json").write_text(json.dumps({"file_ending": ".nii.gz"}))
+    (folder / "plans.json").write_text("{}")
     return folder
 
 
@@ -290,11 +301,14 @@ def test_predict_needs_images_a_checkpoint_and_a_model(umamba_seg, model, raw):
     empty = model.parent / "empty"
     empty.mkdir()
     assert str(empty) in predict(umamba_seg, model, empty)
+    (empty / "case_0000.nii").touch()
+    assert "there: case_0000.nii" in predict(umamba_seg, model, empty)
     (model / "fold_0_old").mkdir()
     shutil.copy(model / "fold_0" / "checkpoint_final.pth", model / "fold_0_old")
     assert "choose among 0\n" in predict(umamba_seg, model, raw / "imagesTs", "-f", 1)
     (model / "fold_0" / "checkpoint_final.pth").unlink()
     assert "train a fold first" in predict(umamba_seg, model, raw / "imagesTs")
+    assert "no such folder" in predict(umamba_seg, model / "nope", raw / "imagesTs")
     unnamed = umamba_seg("predict", "-i", empty, "-o", empty)
     assert unnamed.code == 2
     assert "give -m MODEL_FOLDER" in unnamed.err

@@ -47,12 +47,12 @@ def _add_device(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_groups(parser: argparse.ArgumentParser) -> None:
+def _add_groups(parser: argparse.ArgumentParser, default: str = " (default: group_pattern in dataset.json)") -> None:
     parser.add_argument(
         "--group-pattern",
         metavar="REGEX",
         help="names the patient in a case's name, by the first group or the whole match, e.g. '^([^_]+)'; "
-        "a patient's cases stay on one side of every split (default: group_pattern in dataset.json)",
+        f"a patient's cases stay on one side of every split{default}",
     )
 
 
@@ -94,7 +94,7 @@ def _convert(verbs: argparse._SubParsersAction) -> None:
     folder.add_argument("-d", metavar="ID", type=int, required=True, help="data set number")
     folder.add_argument("--name", required=True, help="data set name")
     folder.add_argument("--test-images", metavar="FOLDER", help="images without masks, for prediction")
-    _add_groups(folder)
+    _add_groups(folder, default="; it is kept in dataset.json")
     for source in (msd, folder):
         _add_root(source)
         _add_common(source)
@@ -129,7 +129,7 @@ def _plan_and_preprocess(verbs: argparse._SubParsersAction) -> None:
         "--budget", choices=("cpu",), help="cpu: about one second per iteration on two cores (default without a GPU)"
     )
     parser.add_argument(
-        "-c", metavar="CONFIGURATION", nargs="+", help=f"{_CONFIGURATIONS} (default: all that are planned)"
+        "-c", choices=_CONFIGURATIONS, nargs="+", help="configurations to preprocess (default: all that are planned)"
     )
     parser.add_argument("-p", metavar="PLANS", help="name of the plans (default: NETWORK_BUDGET)")
     _add_groups(parser)

@@ -42,17 +42,19 @@ def check(args: Namespace) -> dict:
 
     folders = paths.resolve(args.root)
     name = folders.dataset_name(args.d)
-    dataset = load_raw_dataset(folders.raw / name)
+    problems: list[UserError] = []
+    dataset = load_raw_dataset(folders.raw / name, problems.append)
     report = check_dataset(
         dataset,
         group_pattern=args.group_pattern,
         splits=existing_splits(dataset.folder, folders.preprocessed / name),
+        problems=problems,
         processes=settings.workers(args.np),
     )
     if not args.json:
         print(report.as_text())
     if report.errors:
-        error = UserError(dataset.folder, f"{len(report.errors)} errors were found", "mend what is listed, check again")
+        error = UserError(dataset.folder, f"errors: {len(report.errors)}", "mend what is listed, then check again")
         error.result = report.as_json()
         raise error
     return report.as_json()
@@ -97,11 +99,12 @@ def plan_and_preprocess(args: Namespace) -> dict:
     extract_fingerprint(name, processes)
     plans = plan_dataset(name, network, budget, args.p or f"{network.name}_{budget.name}")
     planned = plans["configurations"]
+    if splits:
+        write_json(preprocessed / "splits_final.json", splits)
     configurations = args.c or [key for key in planned if "inherits_from" not in planned[key]]
     for configuration in configurations:
         require_configuration(plans, configuration)
         _log_plan(configuration, planned[configuration])
-    write_json(preprocessed / "splits_final.json", splits)
     preprocess(dataset, plans, configurations, preprocessed, processes)
     return {"plans": str(preprocessed / f"{plans['plans_name']}.json"), "configurations": configurations}
 
@@ -130,7 +133,6 @@ def _log_plan(name: str, configuration: dict) -> None:
 
 
 def train(args: Namespace) -> dict:
-    from umamba_seg.datasets.splits import load_splits
     from umamba_seg.plan.plans import read_plans, require_configuration
     from umamba_seg.preprocess import require_preprocessed
     from umamba_seg.train import model_folder
@@ -140,10 +142,8 @@ def train(args: Namespace) -> dict:
     preprocessed = folders.preprocessed / name
     plans = read_plans(preprocessed, args.p)
     require_configuration(plans, args.c)
-    splits = load_splits(preprocessed / "splits_final.json")
-    fold = _fold(args.f, splits)
-    split = splits[0 if fold == "all" else int(fold)]
-    require_preprocessed(preprocessed, plans, args.c, [*split["train"], *split["val"]])
+    fold, cases = _fold(args.f, preprocessed)
+    require_preprocessed(preprocessed, plans, args.c, cases)
     model = model_folder(folders.results, plans, args.c)
     checkpoint = _start(model / f"fold_{fold}", goes_on=args.resume or args.only_validation)
     plans = _with_options(plans if checkpoint is None else read_json(model / "plans.json"), args)
@@ -216,14 +216,21 @@ def _report_on_fold(result: dict, raw: Path, preprocessed: Path) -> str | None:
     return str(report)
 
 
-def _fold(text: str, splits: list[dict]) -> int | str:
-    """A fold of the split, or all. nnU-Net would make a random split for a number beyond them."""
+def _fold(text: str, preprocessed: Path) -> tuple[int | str, list[str]]:
+    """A fold of the split, or all, and its cases. nnU-Net would make a random split for a number beyond them."""
+    from umamba_seg.datasets.splits import load_splits
+
     if text == "all":
-        return text
+        ending = _file_ending(preprocessed / "dataset.json")
+        references = preprocessed / "gt_segmentations"
+        return text, [path.name.removesuffix(ending) for path in sorted(references.glob(f"[!.]*{ending}"))]
+    file = preprocessed / "splits_final.json"
+    splits = load_splits(file) if file.is_file() else []
     if not text.isdigit() or int(text) >= len(splits):
-        raise UserError(f"-f {text}", f"not a fold of splits_final.json, which holds {len(splits)}", "give 0 to "
-                        f"{len(splits) - 1}, or all")  # fmt: skip
-    return int(text)
+        known = f"give 0 to {len(splits) - 1}, or all" if splits else "give all"
+        raise UserError(f"-f {text}", f"not a fold of {file}, which holds {len(splits)}", known)
+    split = splits[int(text)]
+    return int(text), [*split["train"], *split["val"]]
 
 
 def _device(name: str | None) -> torch.device:
@@ -244,7 +251,10 @@ def predict(args: Namespace) -> dict:
 
     model = Path(args.m) if args.m else _model(args)
     folds = _trained_folds(model, args.f, args.chk)
-    list_images(Path(args.i), _file_ending(model / "dataset.json"))  # an empty folder is answered at once
+    read_json(model / "plans.json")
+    list_images(
+        Path(args.i), _file_ending(model / "dataset.json")
+    )  # what is missing is answered before torch is loaded
 
     settings.configure_nnunet(settings.cores())  # nnU-Net's predictor takes it for the number of torch's threads
     from umamba_seg.predict import Predictor
@@ -283,6 +293,8 @@ def _trained_folds(model: Path, folds: list[str] | None, checkpoint: str) -> lis
     """The folds asked for, or every numbered fold that is trained, or fold all when there is no other."""
     names = (path.parent.name.removeprefix("fold_") for path in model.glob(f"fold_*/{checkpoint}"))
     there = sorted(name for name in names if name.isdigit() or name == "all")
+    if not model.is_dir():
+        raise UserError(model, "no such folder", "name the folder of a model that `umamba-seg train` wrote")
     if not there:
         raise UserError(model, f"no fold_*/{checkpoint} is there", "train a fold first, or name another with -chk")
     wanted = folds or [fold for fold in there if fold != "all"] or there
@@ -299,6 +311,9 @@ def evaluate(args: Namespace) -> dict:
     from umamba_seg.evaluate import evaluate_folder, summary_table
 
     predictions = Path(args.pred_folder)
+    for folder in (Path(args.gt_folder), predictions):
+        if not folder.is_dir():
+            raise UserError(folder, "no such folder", "name a folder of segmentations")
     description = Path(args.djfile) if args.djfile else predictions / "dataset.json"
     _file_ending(description)
     dataset_json = read_json(description)

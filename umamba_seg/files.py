@@ -1,4 +1,4 @@
-"""Reading and writing JSON files."""
+"""Folders and JSON files."""
 
 from __future__ import annotations
 
@@ -45,3 +45,16 @@ def write_json(path: Path, content: object) -> None:
     part = path.with_name(f".{path.name}.part")
     part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     part.replace(path)
+
+
+def make_folder(path: Path) -> Path:
+    """Make a folder and those above it, if they are missing.
+
+    Raises:
+        UserError: It cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(path, f"this folder cannot be made ({error.strerror})", "name another") from None
+    return path

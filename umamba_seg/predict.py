@@ -19,7 +19,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from umamba_seg.datasets.check import check_case_images
 from umamba_seg.datasets.raw import channel_problem, list_images
 from umamba_seg.errors import CasesFailed, UserError
-from umamba_seg.files import read_json, write_json
+from umamba_seg.files import make_folder, read_json, write_json
 from umamba_seg.layout import use_fast_layout
 from umamba_seg.log import logger, progress, quiet
 from umamba_seg.text import shorten
@@ -131,8 +131,6 @@ class Predictor(nnUNetPredictor):
         cases, strangers = list_images(images, ending)
         if strangers:
             logger.warning("left alone, as they are not named CASE_0000%s: %s", ending, shorten(strangers))
-        output.mkdir(parents=True, exist_ok=True)
-        write_json(output / "dataset.json", self.dataset_json)
         written, failures = [], {}
         for case, files in progress(cases.items(), "predicting"):
             try:
@@ -140,6 +138,8 @@ class Predictor(nnUNetPredictor):
             except UserError as error:
                 failures[case] = str(error)
                 continue
+            if not written:
+                write_json(make_folder(output) / "dataset.json", self.dataset_json)
             with quiet():
                 self.predict_case(tuple(files.values()), output / case, save_probabilities=save_probabilities)
             written.append(output / f"{case}{ending}")

@@ -12,7 +12,7 @@ from umamba_seg import cli, commands
 from umamba_seg.config import read_quickstart
 from umamba_seg.datasets.raw import find_cases
 from umamba_seg.errors import UserError
-from umamba_seg.files import read_json
+from umamba_seg.files import make_folder, read_json
 from umamba_seg.log import logger
 from umamba_seg.paths import resolve
 
@@ -29,12 +29,11 @@ def _run(*words: object) -> dict:
 
 def _empty(folder: Path) -> None:
     """Make ``folder``, or empty it when an earlier quickstart made it."""
-    if folder.exists() and any(folder.iterdir()):
+    if folder.is_dir() and any(folder.iterdir()):
         if not (folder / _MARKER).is_file():
             raise UserError(folder, "is not empty and no quickstart made it", "name another folder with -o")
         shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / _MARKER).touch()
+    (make_folder(folder) / _MARKER).touch()
 
 
 def run(args: Namespace) -> dict:

@@ -28,7 +28,7 @@ def _only(report: Report) -> Finding:
 
 def test_sound_dataset(make_dataset):
     report = _check(make_dataset(channels=2))
-    assert report.as_text() == "2 cases checked: 0 errors, 0 warnings"
+    assert report.as_text() == "cases checked: 2, errors: 0, warnings: 0"
     report.raise_if_errors()
 
 
@@ -193,7 +193,7 @@ def test_patient_on_both_sides_of_a_fold(make_dataset):
     folder = make_dataset(["p1_a", "p1_b", "p2_a"], group_pattern="^([^_]+)_")
     splits = [{"train": ["p1_a", "p2_a"], "val": ["p1_b"]}, {"train": ["p1_a", "p1_b"], "val": ["p2_a"]}]
     finding = _only(_check(folder, splits=splits))
-    assert (finding.severity, finding.where) == ("error", "fold 0")
+    assert (finding.severity, finding.where) == ("error", "splits_final.json, fold 0")
     assert finding.what == "p1 is in training (p1_a) and in validation (p1_b)"
     assert not _check(folder, splits=splits, group_pattern=".+").findings  # the argument outranks dataset.json
 

@@ -54,6 +54,8 @@ def test_list_of_one_value_is_no_region():
         ({"background": 0, "organ": 1, "tumour": 1}, '"organ" and "tumour" are both 1'),
         ({"background": 0, "organ": 0}, '"background" and "organ" are both 0'),
         ({"background": 0, "organ": 1, "tumour": 255}, r"\[0, 1, 255\] are not consecutive"),
+        ({"background": "0", "organ": "1"}, "\"background\" is '0'; write a whole number without quotes"),
+        ({"background": 0, "organ": 1, "tumour": 3, "ignore": 2}, '"ignore" is 2, .* 3; give ignore the highest value'),
         ({"background": 0, "organ": 1, "ignore": 255}, '"ignore" is 255, .* "ignore": 2'),
         ({"background": 0, "organ": 1, "ignore": 1}, '"ignore" is 1, but the highest other label is 1'),
         ({"background": 0, "organ": 1, "ignore": [2, 3]}, r'"ignore" is the region \[2, 3\]'),

@@ -42,7 +42,7 @@ def test_v1_modality_is_refused_with_its_new_name(make_dataset):
         ({"channel_names": {"0": 3}}, "give every channel a name"),
         ({"file_ending": None}, 'has no "file_ending"'),
         ({"file_ending": "nii.gz"}, "'nii.gz', which is none of .nii.gz, .*begins with a dot"),
-        ({"numTraining": 3}, '"numTraining" is 3 but there are 2 training cases; write "numTraining": 2'),
+        ({"numTraining": 3}, '"numTraining" is 3 but there are 2 complete training cases; write "numTraining": 2'),
         ({"numTraining": None}, '"numTraining" is None but there are 2'),
         ({"labels": None}, '"labels" is missing'),
         ({"dataset": []}, '"dataset" does not list'),
@@ -127,7 +127,7 @@ def test_find_cases_ignores_hidden_and_other_files(tmp_path):
     [
         ([], None, r"no images named CASE_0000.nii.gz \(there: nothing\)"),
         (["x.txt", "y.txt", "z"], None, r"\(there: .txt \(2\), no ending \(1\)\)"),
-        (["a.nii.gz"], None, r"images that are not named CASE_0000.nii.gz \(1\): a.nii.gz; rename or remove"),
+        (["a.nii.gz"], None, r"no images named CASE_0000.nii.gz \(there: a.nii.gz\); name images so"),
         (["a_0000.nii.gz", "b_000.nii.gz"], None, "b_000.nii.gz"),
         (["a_0000.nii.gz", "b_0000.nii"], None, "b_0000.nii;"),
         (["a_0000.nii.gz", "b_0000.NII.GZ", "c_0000.jpg"], None, r"\(2\): b_0000.NII.GZ, c_0000.jpg"),
@@ -151,7 +151,7 @@ def test_one_picture_may_hold_all_channels(tmp_path):
 
 def test_many_names_are_shortened(tmp_path):
     _touch(tmp_path, *(f"case{number:02d}.png" for number in range(15)))
-    with pytest.raises(UserError, match=r"\(15\): .* case09.png and 5 more"):
+    with pytest.raises(UserError, match=r"there: case00.png, .* case09.png and 5 more"):
         find_cases(tmp_path, ".png")
 
 
@@ -159,3 +159,19 @@ def test_find_cases_in_a_file(tmp_path):
     _touch(tmp_path, "x")
     with pytest.raises(UserError, match=re.escape(f"{tmp_path / 'x'}: no such folder")):
         find_cases(tmp_path / "x", ".png")
+
+
+def test_complaints_can_be_collected(make_dataset):
+    """A check goes on with the cases that are complete."""
+    folder = make_dataset(["a", "b"], overwrite_image_reader_writer="None")
+    (folder / "imagesTr" / "a_0000.nii.gz").rename(folder / "imagesTr" / "a_0001.nii.gz")
+    complaints = []
+    dataset = load_raw_dataset(folder, complaints.append)
+    assert [case.identifier for case in dataset.cases] == ["b"]
+    assert ["a_0000.nii.gz missing" in str(complaint) for complaint in complaints] == [True, False]
+    assert "labels without images: a.nii.gz" in str(complaints[1])
+
+
+def test_reader_that_nnunet_does_not_have_is_refused(make_dataset):
+    with pytest.raises(UserError, match="'MyIO', which nnU-Net does not have; .* SimpleITKIO"):
+        load_raw_dataset(make_dataset(overwrite_image_reader_writer="MyIO"))

@@ -49,7 +49,6 @@ def test_held_out_groups():
     ("names", "options", "message"),
     [
         ([], {}, r"too few cases \(0\) to split"),
-        (["a"], {}, r"too few cases \(1\) to split"),
         (["p1_a", "p1_b"], {"group_pattern": "^p."}, r"too few groups \(1\) to split"),
         (["a", "b"], {"folds": 1}, "1 is too few; give 2 or more"),
         (["a", "b"], {"group_pattern": "("}, "is not a regular expression"),
@@ -93,3 +92,7 @@ def test_load_splits_refusals(tmp_path, content, message):
     (tmp_path / "splits_final.json").write_text(content)
     with pytest.raises(UserError, match=message):
         load_splits(tmp_path / "splits_final.json")
+
+
+def test_one_case_has_no_folds():
+    assert make_splits(["a"]) == []

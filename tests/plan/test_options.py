@@ -14,8 +14,14 @@ def test_defaults_are_nnunets():
 
 def test_command_line_wins_where_it_says_something():
     options = TrainingOptions(epochs=7, iterations_per_epoch=3)
-    assert options.overridden(epochs=None, iterations_per_epoch=5) == TrainingOptions(epochs=7, iterations_per_epoch=5)
+    assert options.overridden(epochs=9, iterations_per_epoch=None) == TrainingOptions(epochs=9, iterations_per_epoch=3)
     assert options.overridden(epochs=2, max_minutes=2.5).epochs == 2
+
+
+def test_validation_keeps_its_proportion():
+    options = TrainingOptions(iterations_per_epoch=250, val_iterations_per_epoch=50)
+    assert options.overridden(iterations_per_epoch=20).val_iterations_per_epoch == 4
+    assert options.overridden(iterations_per_epoch=1).val_iterations_per_epoch == 1
 
 
 def test_a_time_alone_replaces_the_epochs():

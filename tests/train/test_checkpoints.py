@@ -13,17 +13,31 @@ class Payload:
     """Anything that is not a tensor or a plain value."""
 
 
-def test_checkpoint_that_is_none_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", "is empty"), (b"not a checkpoint", "is damaged"), (b"hello\n" * 100, "is damaged")],
+)
+def test_file_that_is_no_checkpoint_is_refused(tmp_path, content, message):
     path = tmp_path / "checkpoint_final.pth"
-    path.write_bytes(b"not a checkpoint")
-    with pytest.raises(UserError, match=r"checkpoint_final.pth: cannot be read as a checkpoint"):
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=rf"checkpoint_final.pth: {message}.*; copy it again"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.99])
+def test_truncated_checkpoint_is_refused(tmp_path, share):
+    path = tmp_path / "checkpoint_final.pth"
+    torch.save(WHOLE | {"network_weights": {"weight": torch.zeros(10000)}}, path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(UserError, match="is damaged"):
         load_checkpoint(path)
 
 
 def test_checkpoint_that_would_execute_something_is_refused(tmp_path):
     path = tmp_path / "checkpoint_final.pth"
     torch.save(WHOLE | {"extra": Payload()}, path)
-    with pytest.raises(UserError, match="cannot be read as a checkpoint"):
+    with pytest.raises(UserError, match="more than tensors and plain values"):
         load_checkpoint(path)
 
 
@@ -35,5 +49,5 @@ def test_checkpoint_of_something_else_is_refused(tmp_path):
 
 
 def test_weights_that_do_not_fit_the_plans_are_refused(tmp_path):
-    with pytest.raises(UserError, match="does not fit the network of the plans"):
+    with pytest.raises(UserError, match=r"does not fit the network of the plans .*Missing key.*weight"):
         load_weights(torch.nn.Linear(2, 2), WHOLE, tmp_path / "checkpoint_final.pth")

@@ -61,3 +61,11 @@ def test_names_follow_nnunets_order(trainer):
 
 def test_result_folders_are_named_after_the_trainer():
     assert UMambaSegTrainer.__name__ == TRAINER_NAME
+
+
+def test_interrupt_keeps_what_is_learnt(trainer, monkeypatch):
+    saved = []
+    monkeypatch.setattr(trainer, "save_checkpoint", lambda name: saved.append((name, trainer.current_epoch)))
+    with pytest.raises(KeyboardInterrupt), trainer._saving_on_interrupt():
+        raise KeyboardInterrupt
+    assert saved == [("fold_0/checkpoint_latest.pth", 2)]  # a checkpoint counts one more: epoch 3 begins again

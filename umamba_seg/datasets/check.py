@@ -29,6 +29,7 @@ def check_dataset(
     processes: int = 1,
     group_pattern: str | None = None,
     splits: Sequence[Split] | None = None,
+    problems: Sequence[UserError] = (),
 ) -> Report:
     """Open every case of a data set, imagesTs included, and look for what would spoil training or its evaluation.
 
@@ -38,11 +39,12 @@ def check_dataset(
         group_pattern: Finds the patient in a case's name (see :func:`umamba_seg.datasets.splits.groups_of`). The
             default is the entry ``group_pattern`` of dataset.json; without either every case is its own patient.
         splits: The cross-validation splits to check for cases that do not exist and patients on both sides.
+        problems: What :func:`umamba_seg.datasets.raw.load_raw_dataset` complained of.
 
     Returns:
         All findings, errors first. Nothing is raised for them: see :meth:`Report.raise_if_errors`.
     """
-    findings: list[Finding] = []
+    findings = [Finding.of(problem) for problem in problems]
     tests = _test_cases(dataset, findings)
     results = _check_cases((*dataset.cases, *tests), dataset, processes)
     trained, tested = results[: len(dataset.cases)], results[len(dataset.cases) :]
@@ -164,7 +166,7 @@ def _check_patients(
 
 
 def _check_fold(fold: int, split: Split, groups: dict[str, str]) -> Iterable[Finding]:
-    where = f"fold {fold}"
+    where = f"splits_final.json, fold {fold}"
     unknown = [name for name in (*split["train"], *split["val"]) if name not in groups]
     if unknown:
         what = f"names cases that do not exist ({len(unknown)}): {shorten(unknown)}"
@@ -177,4 +179,5 @@ def _check_fold(fold: int, split: Split, groups: dict[str, str]) -> Iterable[Fin
     for patient, (train, val) in sorted(sides.items()):
         if train and val:
             what = f"{patient} is in training ({shorten(train, 3)}) and in validation ({shorten(val, 3)})"
-            yield Finding("error", where, what, "split by patient: give a group pattern and make the splits again")
+            by_patient = "split by patient: remove the file, and plan with --group-pattern"
+            yield Finding("error", where, what, "name it once" if train == val == [patient] else by_patient)

@@ -52,7 +52,7 @@ class Report:
 
     def as_text(self) -> str:
         """A line of numbers, then every finding with its file and remedy, for a terminal."""
-        title = f"{self.cases} cases checked: {len(self.errors)} errors, {len(self.warnings)} warnings"
+        title = f"cases checked: {self.cases}, errors: {len(self.errors)}, warnings: {len(self.warnings)}"
         lines = [f"\n{item.severity:7}  {item.where}: {item.what}\n         {item.remedy}" for item in self.findings]
         return title + "".join(lines)
 

@@ -67,9 +67,9 @@ def convert(
     Raises:
         UserError: A file is unreadable or unpaired, shapes differ, or a mask does not hold classes.
     """
-    pictures = _find_pictures(images)
+    pictures = _without_channel(_find_pictures(images))
     masks = _pair(pictures, _find_pictures(labels), images, labels)
-    tests = _find_pictures(test_images) if test_images else {}
+    tests = _without_channel(_find_pictures(test_images)) if test_images else {}
     groups_of(pictures, group_pattern)
     form = _survey([*pictures.values(), *tests.values()])
     label_map = map_of(progress(masks.values(), "reading masks", len(masks)))
@@ -104,6 +104,13 @@ def _find_pictures(folder: Path) -> dict[str, Path]:
         others = sorted(set(names) - {path.name for path in found.values()})
         logger.warning("%s: left out, as no pictures: %s", folder, shorten(others))
     return found
+
+
+def _without_channel(pictures: dict[str, Path]) -> dict[str, Path]:
+    """Drop the ``_0000`` of images that are named in nnU-Net's raw form already."""
+    if all(stem.endswith("_0000") for stem in pictures):
+        return {stem.removesuffix("_0000"): path for stem, path in pictures.items()}
+    return pictures
 
 
 def _pair(pictures: dict[str, Path], masks: dict[str, Path], images: Path, labels: Path) -> dict[str, Path]:

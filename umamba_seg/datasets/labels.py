@@ -67,7 +67,7 @@ class Labels:
 
 def _refuse_swapped(table: dict[str, Any], path: Path) -> None:
     """nnU-Net v1 and the Decathlon write ``{"0": "background"}``."""
-    if all(isinstance(name, str) for name in table.values()):
+    if all(key.isdigit() for key in table) and all(isinstance(name, str) for name in table.values()):
         turned = ", ".join(f'"{name}": {value}' for value, name in table.items())
         what = '"labels" maps values to names, as nnU-Net v1 and the Decathlon do'
         raise UserError(path, what, f'turn it round: "labels": {{{turned}}}')
@@ -98,6 +98,9 @@ def _require_distinct(foreground: dict[str, int | tuple[int, ...]], path: Path) 
 
 def _require_consecutive(labels: Labels, path: Path) -> None:
     others = Labels(labels.foreground, None, None).values
+    if labels.ignore is not None and labels.ignore < others[-1]:
+        what = f'the label "ignore" is {labels.ignore}, but the highest other label is {others[-1]}'
+        raise UserError(path, what, "give ignore the highest value, one above the others, in the label files too")
     if others != tuple(range(len(others))):
         what = f"the label values {list(others)} are not consecutive"
         raise UserError(path, what, "number the labels 0, 1, 2, ... without a gap, in the label files too")
@@ -111,7 +114,8 @@ def _class_order(content: dict[str, Any], labels: Labels, path: Path) -> tuple[i
     names = ", ".join(labels.foreground)
     remedy = f"list one label value for each of {names}, in this order: the value that it writes, later over earlier"
     if not isinstance(order, list):
-        raise UserError(path, '"labels" has regions but there is no "regions_class_order"', remedy)
+        found = "there is no" if order is None else f"{order!r} is no list for"
+        raise UserError(path, f'"labels" has regions but {found} "regions_class_order"', remedy)
     if len(order) != len(labels.foreground):
         what = f'"regions_class_order" has {len(order)} entries for {len(labels.foreground)} regions'
         raise UserError(path, what, remedy)

@@ -18,7 +18,7 @@ from umamba_seg.datasets.writing import dataset_name, new_dataset
 from umamba_seg.errors import UserError
 from umamba_seg.files import read_json, write_json
 from umamba_seg.log import logger, progress
-from umamba_seg.text import shorten
+from umamba_seg.text import shorten, times
 
 if TYPE_CHECKING:
     from nibabel.nifti1 import Nifti1Header
@@ -46,6 +46,8 @@ def convert(source: Path, raw: Path, dataset_id: int | None = None, name: str | 
     Raises:
         UserError: Not a Decathlon task, a listed file is missing or damaged, or the number is missing or taken.
     """
+    if not source.is_dir():
+        raise UserError(source, "no such folder", _DATASET)
     path = source / "dataset.json"
     content = read_json(path)
     number, name = _number_and_name(source, content, dataset_id, name)
@@ -62,6 +64,9 @@ def convert(source: Path, raw: Path, dataset_id: int | None = None, name: str | 
         for image in progress(tests, "converting tests", len(tests)):
             _convert_image(image, folder / "imagesTs", len(dataset["channel_names"]))
         write_json(folder / "dataset.json", dataset)
+    channels = len(dataset["channel_names"])
+    form = "copied as they are" if channels == 1 else f"split into {channels} channels"
+    logger.info("%d training and %d test images %s, dataset.json rewritten", len(training), len(tests), form)
     return raw / dataset_name(number, name)
 
 
@@ -143,7 +148,7 @@ def _convert_image(path: Path, folder: Path, channels: int) -> None:
     shape = nifti.spatial_shape(header)
     found = shape[3] if len(shape) > 3 else 1
     if len(shape) > 4 or found != channels:
-        what = f"has shape {nifti.times(shape)}, but dataset.json names {channels} channels"
+        what = f"has shape {times(shape)}, but dataset.json names {channels} channels"
         raise UserError(path, what, 'correct the entry "modality" of dataset.json, or remove the case')
     folder.mkdir(exist_ok=True)
     case = path.name.removesuffix(_ENDING)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,10 @@ from umamba_seg.text import shorten
 
 _UNREAD_ENDINGS = (".jpg", ".jpeg", ".gipl", ".mhd", ".hdr", ".img", ".mgz", ".dcm")
 """Images that are not read: beside others they are named, not left out silently."""
+
+
+_EVERY_CHANNEL = "add the missing files or remove these cases; every case needs the same channels"
+_READERS = ("None", "SimpleITKIO", "NibabelIO", "NibabelIOWithReorient", "NaturalImage2DIO", "Tiff3DIO")
 
 
 @dataclass(frozen=True)
@@ -66,11 +70,20 @@ class RawDataset:
         return pattern
 
 
-def load_raw_dataset(folder: Path) -> RawDataset:
+def _raise(error: UserError) -> None:
+    raise error
+
+
+def load_raw_dataset(folder: Path, complain: Callable[[UserError], None] = _raise) -> RawDataset:
     """Read and validate ``dataset.json`` and the file names of the training cases.
 
     The optional table ``"dataset"`` (identifier -> {"images": [...], "label": ...}) replaces imagesTr and labelsTr, as
     in nnU-Net: its paths are relative to ``folder``, and environment variables in them are expanded.
+
+    Args:
+        folder: ``nnUNet_raw/DatasetNNN_Name``.
+        complain: Called with what is wrong with names and numbers of images. The default raises it; a check collects
+            it and goes on with the cases that are complete.
 
     Raises:
         UserError: Anything is missing, malformed or contradicts itself.
@@ -85,16 +98,20 @@ def load_raw_dataset(folder: Path) -> RawDataset:
     channels = _channels(content, path)
     ending = _file_ending(content, path)
     labels = Labels.from_json(content, path)
+    _require_known_reader(content, path)
     if "dataset" in content:
         cases = _listed_cases(content["dataset"], folder, channels, ending)
     else:
-        files = find_cases(folder / "imagesTr", ending, channels)
+        files = find_cases(folder / "imagesTr", ending, channels, complain)
         cases = label_cases(files, folder / "labelsTr", ending)
-    _require_count(content, len(cases), path)
+    if problem := _count_problem(content, cases, path):
+        complain(problem)
     return RawDataset(folder, content, labels, cases, channels, ending)
 
 
-def find_cases(folder: Path, file_ending: str, channels: int | None = None) -> dict[str, tuple[Path, ...]]:
+def find_cases(
+    folder: Path, file_ending: str, channels: int | None = None, complain: Callable[[UserError], None] = _raise
+) -> dict[str, tuple[Path, ...]]:
     """Find images named ``CASE_0000.ending``, ``CASE_0001.ending``, ...; hidden files are ignored.
 
     Args:
@@ -102,6 +119,7 @@ def find_cases(folder: Path, file_ending: str, channels: int | None = None) -> d
         file_ending: Their ending, such as ``.nii.gz``.
         channels: Number of channels that each case must have. A PNG, BMP or TIFF may hold several channels, so for
             those this is only the largest number of files.
+        complain: See :func:`load_raw_dataset`.
 
     Returns:
         identifier -> its files in channel order, sorted by identifier.
@@ -113,9 +131,11 @@ def find_cases(folder: Path, file_ending: str, channels: int | None = None) -> d
     if strangers:
         what = f"images that are not named CASE_0000{file_ending} ({len(strangers)}): {shorten(strangers)}"
         remedy = "rename or remove them: the identifier, an underscore, the channel in four digits, the ending"
-        raise UserError(folder, what, remedy)
-    _require_channels(folder, {case: list(files) for case, files in found.items()}, channels, file_ending)
-    return {case: tuple(files.values()) for case, files in found.items()}
+        complain(UserError(folder, what, remedy))
+    problems = {case: channel_problem(case, list(files), channels, file_ending) for case, files in found.items()}
+    if named := [problem for problem in problems.values() if problem]:
+        complain(UserError(folder, shorten(named), _EVERY_CHANNEL))
+    return {case: tuple(files.values()) for case, files in found.items() if not problems[case]}
 
 
 def list_images(folder: Path, file_ending: str) -> tuple[dict[str, dict[int, Path]], list[str]]:
@@ -125,7 +145,7 @@ def list_images(folder: Path, file_ending: str) -> tuple[dict[str, dict[int, Pat
         identifier -> {channel number: file}, sorted; and the names of images of another name or ending.
 
     Raises:
-        UserError: There is no image at all.
+        UserError: There is no image named so at all.
     """
     names = visible_files(folder)
     pattern = re.compile(rf"(?P<case>.+)_(?P<channel>\d{{4}}){re.escape(file_ending)}")
@@ -136,9 +156,10 @@ def list_images(folder: Path, file_ending: str) -> tuple[dict[str, dict[int, Pat
             found[match["case"]][int(match["channel"])] = folder / name
         elif ending_of(name.lower()) in (*ENDINGS, *_UNREAD_ENDINGS):
             strangers.append(name)
-    if not found and not strangers:
-        what = f"no images named CASE_0000{file_ending} (there: {count_endings(names)})"
-        raise UserError(folder, what, "check the folder")
+    if not found:
+        what = f"no images named CASE_0000{file_ending} (there: {shorten(strangers) or count_endings(names)})"
+        remedy = "name images so: the identifier, an underscore, the channel in four digits, the ending"
+        raise UserError(folder, what, remedy if strangers else "check the folder")
     return {case: dict(sorted(files.items())) for case, files in sorted(found.items())}, strangers
 
 
@@ -176,14 +197,6 @@ def channel_problem(case: str, present: Sequence[int], channels: int | None, end
     return None
 
 
-def _require_channels(folder: Path, numbers: dict[str, list[int]], channels: int | None, ending: str) -> None:
-    found = (channel_problem(case, present, channels, ending) for case, present in sorted(numbers.items()))
-    problems = [problem for problem in found if problem]
-    if problems:
-        remedy = "add the missing files or remove these cases; every case needs the same channels"
-        raise UserError(folder, shorten(problems), remedy)
-
-
 def _channels(content: dict[str, Any], path: Path) -> int:
     key, example = "channel_names", '"channel_names": {"0": "CT"}'
     if "modality" in content:
@@ -209,6 +222,14 @@ def _file_ending(content: dict[str, Any], path: Path) -> str:
     return ending
 
 
+def _require_known_reader(content: dict[str, Any], path: Path) -> None:
+    """nnU-Net takes another reader without a word when it does not know this one."""
+    reader = content.get("overwrite_image_reader_writer", "None")
+    if reader not in _READERS:
+        what = f'"overwrite_image_reader_writer" is {reader!r}, which nnU-Net does not have'
+        raise UserError(path, what, f"leave it out, or choose one of {', '.join(_READERS[1:])}")
+
+
 def _listed_cases(table: Any, folder: Path, channels: int, ending: str) -> tuple[Case, ...]:
     """The cases of the optional table ``"dataset"``."""
     where = folder / "dataset.json"
@@ -227,8 +248,9 @@ def _listed_cases(table: Any, folder: Path, channels: int, ending: str) -> tuple
     if missing:
         what = f'"dataset" lists missing files ({len(missing)}): {shorten(missing)}'
         raise UserError(where, what, "correct the paths")
-    numbers = {case.identifier: list(range(len(case.images))) for case in cases}
-    _require_channels(where, numbers, channels, ending)
+    found = (channel_problem(case.identifier, range(len(case.images)), channels, ending) for case in cases)
+    if problems := [problem for problem in found if problem]:
+        raise UserError(where, shorten(problems), _EVERY_CHANNEL)
     return cases
 
 
@@ -241,8 +263,13 @@ def _is_listed_case(entry: Any) -> bool:
     return all(isinstance(image, str) for image in images)
 
 
-def _require_count(content: dict[str, Any], count: int, path: Path) -> None:
+def _count_problem(content: dict[str, Any], cases: Sequence[Case], path: Path) -> UserError | None:
     stated = content.get("numTraining")
-    if stated != count or isinstance(stated, bool):
-        what = f'"numTraining" is {stated!r} but there are {count} training cases'
-        raise UserError(path, what, f'write "numTraining": {count}, or add or remove images')
+    if stated == len(cases) and not isinstance(stated, bool):
+        return None
+    what = f'"numTraining" is {stated!r} but there are {len(cases)} complete training cases'
+    labels = path.parent / "labelsTr"
+    named = {f"{case.identifier}{content['file_ending']}" for case in cases}
+    if "dataset" not in content and labels.is_dir() and (orphans := sorted({*visible_files(labels)} - named)):
+        what += f"; labelsTr holds labels without images: {shorten(orphans)}"
+    return UserError(path, what, f'write "numTraining": {len(cases)}, or add or remove images')

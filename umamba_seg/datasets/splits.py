@@ -64,7 +64,7 @@ def make_splits(
         folds: Number of folds. With fewer groups than folds, every group is one fold; that is logged.
 
     Returns:
-        One split per fold.
+        One split per fold; none, with a warning, where there is but one case.
 
     Raises:
         UserError: Fewer than two groups or folds, an unknown group, a pattern that does not fit.
@@ -76,11 +76,14 @@ def make_splits(
     for identifier, group in groups.items():
         members[group].append(identifier)
     kind = "cases" if group_pattern is None else "groups"
+    if val_groups is not None:
+        return [_hold_out(members, val_groups)]
+    if len(groups) == 1:
+        logger.warning("no folds: there is one case only, which fold all can be trained on")
+        return []
     if len(members) < 2:
         what = f"too few {kind} ({len(members)}) to split into training and validation"
         raise UserError("splits", what, f"add {kind}")
-    if val_groups is not None:
-        return [_hold_out(members, val_groups)]
     if len(members) < folds:
         logger.info("%d folds instead of %d: there are only that many %s", len(members), folds, kind)
         folds = len(members)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -44,9 +44,15 @@ class TrainingOptions(BaseModel):
             raise ValueError("epochs and max_minutes are both None: training would never end")
         return self
 
-    def overridden(self, **values: object) -> TrainingOptions:
-        """The options with those of ``values`` that are not None in place. A time alone replaces the epochs."""
+    def overridden(self, **values: Any) -> TrainingOptions:
+        """The options with those of ``values`` that are not None in place.
+
+        A time alone replaces the epochs; iterations for validation keep their proportion to those for training.
+        """
         given = {name: value for name, value in values.items() if value is not None}
         if "max_minutes" in given and "epochs" not in given:
             given["epochs"] = None
+        if "iterations_per_epoch" in given:
+            share = given["iterations_per_epoch"] / self.iterations_per_epoch
+            given["val_iterations_per_epoch"] = max(1, round(share * self.val_iterations_per_epoch))
         return self.read(self.model_dump() | given, "training options")

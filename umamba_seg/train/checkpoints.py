@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import zipfile
 from pathlib import Path
 
 import torch
@@ -19,18 +20,22 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict:
     Raises:
         UserError: Missing, damaged, not a checkpoint, or one that holds more than tensors and plain values.
     """
+    if not path.is_file():
+        raise UserError(path, "no such checkpoint", "train the fold first")
+    if not zipfile.is_zipfile(path):  # what torch writes; its reader answers a damaged one with errors of many kinds
+        what = "is empty" if path.stat().st_size == 0 else "is damaged, or no checkpoint at all"
+        raise UserError(path, what, "copy it again, or train the fold again")
     try:
         checkpoint = torch.load(path, map_location=device, weights_only=True)
-    except FileNotFoundError:
-        raise UserError(path, "no such checkpoint", "train the fold first") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            path, f"cannot be read as a checkpoint of umamba-seg ({reason})", "train the fold again"
-        ) from None
+    except pickle.UnpicklingError:
+        what = "holds more than tensors and plain values, and loading that could execute anything"
+        raise UserError(path, what, "use a checkpoint that umamba-seg wrote") from None
+    except RuntimeError as error:
+        raise UserError(path, f"is damaged ({_first_line(error)})", "copy it again, or train the fold again") from None
     missing = [key for key in _NEEDED if not isinstance(checkpoint, dict) or key not in checkpoint]
     if missing:
-        raise UserError(path, f"is no checkpoint of umamba-seg (it lacks {', '.join(missing)})", "train the fold again")
+        what = f"is no checkpoint of umamba-seg: it lacks {', '.join(missing)}"
+        raise UserError(path, what, "use one that umamba-seg wrote, or train the fold again")
     return checkpoint
 
 
@@ -43,5 +48,10 @@ def load_weights(network: nn.Module, checkpoint: dict, path: Path) -> None:
     try:
         network.load_state_dict(checkpoint["network_weights"])
     except RuntimeError as error:
+        found = "; ".join(line.strip() for line in str(error).splitlines()[1:4])
         remedy = "restore the plans.json that the fold was trained with, or train the fold again"
-        raise UserError(path, f"does not fit the network of the plans ({str(error).splitlines()[0]})", remedy) from None
+        raise UserError(path, f"does not fit the network of the plans ({found})", remedy) from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]

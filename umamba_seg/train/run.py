@@ -54,7 +54,11 @@ def train_fold(
     folder = Path(trainer.output_folder)
     if checkpoint is not None:
         logger.info("from %s: epoch %d, %.0f s of training", checkpoint, trainer.current_epoch, trainer.clock.spent)
+    if only_validation and checkpoint is not None and checkpoint.name != "checkpoint_final.pth":
+        logger.warning("the training is not finished: %s is validated", checkpoint.name)
     if not only_validation:
+        if trainer.progress >= 1:
+            logger.warning("nothing is left to train: give more with --epochs or --max-minutes")
         if checkpoint is not None and checkpoint.name == "checkpoint_final.pth":
             checkpoint.rename(folder / "checkpoint_latest.pth")  # it is no longer final; a kill must find the newest
         logger.info("training %s", folder)

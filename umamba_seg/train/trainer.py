@@ -6,6 +6,7 @@ shows one line an epoch, and checkpoints hold plain values that load without tru
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import sys
@@ -122,7 +123,7 @@ class UMambaSegTrainer(nnUNetTrainer):
         with quiet():
             self.on_train_start()
         closing = 0.0  # seconds that an epoch takes after its last training iteration
-        with step_bar("training", self._bar_total()) as bar:
+        with self._saving_on_interrupt(), step_bar("training", self._bar_total()) as bar:
             while self.current_epoch < self.num_epochs and self.clock.left > closing:
                 self.on_epoch_start()
                 self._train_epoch(closing, bar)
@@ -133,6 +134,16 @@ class UMambaSegTrainer(nnUNetTrainer):
         self.clock.stop()
         with quiet():
             self.on_train_end()
+
+    @contextlib.contextmanager
+    def _saving_on_interrupt(self) -> Iterator[None]:
+        """On Ctrl-C keep what is learnt: `--c` then begins the broken epoch again."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            self.current_epoch -= 1  # save_checkpoint counts the epoch as done
+            self.save_checkpoint(str(Path(self.output_folder) / "checkpoint_latest.pth"))
+            raise
 
     def _train_epoch(self, closing: float, bar: tqdm) -> None:
         self.on_train_epoch_start()
