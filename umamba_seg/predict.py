@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import nn
 
 from umamba_seg.datasets.check import check_case_images
 from umamba_seg.datasets.raw import channel_problem, list_images
@@ -33,6 +35,7 @@ class Predictor(nnUNetPredictor):
     plans_manager: PlansManager
     configuration_manager: ConfigurationManager
     dataset_json: dict
+    network: nn.Module
 
     @classmethod
     def load(
@@ -85,6 +88,23 @@ class Predictor(nnUNetPredictor):
                 first["inference_allowed_mirroring_axes"],
             )
         return predictor
+
+    @torch.inference_mode()
+    def _internal_maybe_mirror_and_predict(self, x: torch.Tensor) -> torch.Tensor:
+        """nnU-Net's mean over mirrored tiles, two at a time on a CPU.
+
+        For a batch of one and a small tile torch takes another 3-D convolution there, three times slower (U-Mamba_Bot
+        on two cores, a tile of 14x96x96: 0.31 s alone, 0.10 s in a pair).
+        """
+        axes = self.allowed_mirroring_axes if self.use_mirroring else None
+        if x.device.type != "cpu" or not axes:
+            return super()._internal_maybe_mirror_and_predict(x)
+        flips = [tuple(axis + 2 for axis in some) for n in range(len(axes) + 1) for some in combinations(axes, n)]
+        total = torch.zeros(())
+        for pair in zip(flips[::2], flips[1::2], strict=True):
+            logits = self.network(torch.cat([torch.flip(x, dims) for dims in pair]))
+            total = total + sum(torch.flip(part[None], dims) for part, dims in zip(logits, pair, strict=True))
+        return total / len(flips)
 
     def predict_case(self, files: Sequence[Path], target: Path, *, save_probabilities: bool = False) -> None:
         """Segment one case into ``target``, a path without ending. Nothing half written ever has that name.

@@ -173,5 +173,5 @@ def test_complaints_can_be_collected(make_dataset):
 
 
 def test_reader_that_nnunet_does_not_have_is_refused(make_dataset):
-    with pytest.raises(UserError, match="'MyIO', which nnU-Net does not have; .* SimpleITKIO"):
+    with pytest.raises(UserError, match=r"'MyIO', which nnU-Net does not have; .* SimpleITKIO"):
         load_raw_dataset(make_dataset(overwrite_image_reader_writer="MyIO"))
