@@ -35,7 +35,8 @@ def configure_nnunet(processes: int) -> None:
 def configure_augmentation(on_cpu: bool) -> None:
     """Set how many processes augment training batches, unless nnU-Net's own variable does.
 
-    A network that trains on the CPU keeps all cores busy by itself, and a second busy process slows torch's threads
-    down two to three times (measured on two cores). Augmentation then runs between the iterations: 0 processes.
+    A network that trains on the CPU keeps all cores busy by itself, and a second busy process makes an iteration three
+    times as long (1.85 s against 0.61 s, measured on two cores). Augmentation then runs between the iterations: 0
+    processes, up to where one core in eight can be spared.
     """
     os.environ.setdefault("nnUNet_n_proc_DA", str(cores() // 8 if on_cpu else min(cores(), 12)))
