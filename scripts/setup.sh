@@ -30,7 +30,10 @@ install_torch() {
         say "no NVIDIA GPU: installing the CPU build of torch $TORCH"
         pip install "torch==$TORCH+cpu" 2>/dev/null || {
             say "pip's index has no CPU build, taking it from $CPU_INDEX"
-            pip install "torch==$TORCH" torchvision --index-url "$CPU_INDEX"
+            pip install "torch==$TORCH" torchvision --index-url "$CPU_INDEX" --retries 1
+        } || {
+            say "that failed: installing the build of pip's own index instead (several GB, with CUDA)"
+            pip install "torch==$TORCH"
         }
     fi
 }

@@ -16,7 +16,7 @@ def now(monkeypatch) -> list[float]:
     return time
 
 
-def test_counts_from_its_start_on_top_of_earlier_sessions(now):
+def test_counts_from_its_start_on_top_of_earlier_runs(now):
     timer = Clock(60, spent=10)
     assert timer.spent == 10
     timer.start()

@@ -1,6 +1,7 @@
 """Pieces of the trainer that need no data; the whole of it is in test_pipeline.py."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -64,8 +65,10 @@ def test_result_folders_are_named_after_the_trainer():
 
 
 def test_interrupt_keeps_what_is_learnt(trainer, monkeypatch):
-    saved = []
+    saved, logged = [], {"train_losses": [0.3, 0.2, 0.1], "lrs": [3.0, 2.0, 1.0, 0.5]}
+    trainer.logger = SimpleNamespace(get_checkpoint=lambda: logged)
     monkeypatch.setattr(trainer, "save_checkpoint", lambda name: saved.append((name, trainer.current_epoch)))
     with pytest.raises(KeyboardInterrupt), trainer._saving_on_interrupt():
         raise KeyboardInterrupt
     assert saved == [("fold_0/checkpoint_latest.pth", 2)]  # a checkpoint counts one more: epoch 3 begins again
+    assert [len(values) for values in logged.values()] == [3, 3]

@@ -10,7 +10,7 @@ class Clock:
 
     Args:
         limit: Seconds; infinite for no limit.
-        spent: Seconds that earlier sessions of the same training took.
+        spent: Seconds that earlier runs of the same training took.
     """
 
     def __init__(self, limit: float, spent: float = 0.0):

@@ -141,6 +141,8 @@ class UMambaSegTrainer(nnUNetTrainer):
         try:
             yield
         except KeyboardInterrupt:
+            for values in self.logger.get_checkpoint().values():
+                del values[self.current_epoch :]  # what the broken epoch has logged so far
             self.current_epoch -= 1  # save_checkpoint counts the epoch as done
             self.save_checkpoint(str(Path(self.output_folder) / "checkpoint_latest.pth"))
             raise
