@@ -221,7 +221,7 @@ def _fold(text: str, preprocessed: Path) -> tuple[int | str, list[str]]:
     from umamba_seg.datasets.splits import load_splits
 
     if text == "all":
-        ending = _file_ending(preprocessed / "dataset.json")
+        ending = _description(preprocessed / "dataset.json")["file_ending"]
         references = preprocessed / "gt_segmentations"
         return text, [path.name.removesuffix(ending) for path in sorted(references.glob(f"[!.]*{ending}"))]
     file = preprocessed / "splits_final.json"
@@ -251,10 +251,9 @@ def predict(args: Namespace) -> dict:
 
     model = Path(args.m) if args.m else _model(args)
     folds = _trained_folds(model, args.f, args.chk)
+    # What is missing is answered before torch is loaded.
     read_json(model / "plans.json")
-    list_images(
-        Path(args.i), _file_ending(model / "dataset.json")
-    )  # what is missing is answered before torch is loaded
+    list_images(Path(args.i), _description(model / "dataset.json")["file_ending"])
 
     settings.configure_nnunet(settings.cores())  # nnU-Net's predictor takes it for the number of torch's threads
     from umamba_seg.predict import Predictor
@@ -267,13 +266,12 @@ def predict(args: Namespace) -> dict:
     return {"segmentations": [str(path) for path in written], "failed": {}}
 
 
-def _file_ending(description: Path) -> str:
-    ending = read_json(description).get("file_ending")
-    if not isinstance(ending, str):
-        raise UserError(
-            description, 'has no "file_ending"', 'add the ending of the images, e.g. "file_ending": ".nii.gz"'
-        )
-    return ending
+def _description(path: Path) -> dict:
+    """A dataset.json, which at least names the ending of its images."""
+    content = read_json(path)
+    if not isinstance(content.get("file_ending"), str):
+        raise UserError(path, 'has no "file_ending"', 'add the ending of the images, e.g. "file_ending": ".nii.gz"')
+    return content
 
 
 def _model(args: Namespace) -> Path:
@@ -314,10 +312,9 @@ def evaluate(args: Namespace) -> dict:
     for folder in (Path(args.gt_folder), predictions):
         if not folder.is_dir():
             raise UserError(folder, "no such folder", "name a folder of segmentations")
-    description = Path(args.djfile) if args.djfile else predictions / "dataset.json"
-    _file_ending(description)
-    dataset_json = read_json(description)
-    labels = Labels.from_json(dataset_json, description)
+    file = Path(args.djfile) if args.djfile else predictions / "dataset.json"
+    dataset_json = _description(file)
+    labels = Labels.from_json(dataset_json, file)
     output = Path(args.o) if args.o else predictions / "summary.json"
     if output.suffix != ".json" or not output.parent.is_dir():
         raise UserError(f"-o {output}", "not a .json file in a folder that is there", "name one")
