@@ -5,6 +5,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 TORCH=2.13.0
+TRITON=3.7.1  # its release of triton, which only GPU builds bring along; the tests compile the GPU kernels everywhere
 CPU_INDEX=https://download.pytorch.org/whl/cpu
 
 say() { printf '== %s\n' "$*" >&2; }
@@ -38,11 +39,16 @@ install_torch() {
     fi
 }
 
-if [ ! -e .venv/installed ] || [ pyproject.toml -nt .venv/installed ]; then
+changed() { find pyproject.toml setup.py kernels/umamba_kernels/native/src -newer .venv/installed; }
+
+if [ ! -e .venv/installed ] || [ -n "$(changed)" ]; then
     say "making .venv and installing umamba-seg into it (a minute or two)"
     [ -x .venv/bin/python ] || python3 -m venv .venv
     torch_version >/dev/null 2>&1 || install_torch
     # Naming the torch that is there keeps pip from exchanging it: nnunetv2 draws in torchvision, which pins a torch.
-    pip install --editable '.[test]' "torch==$(torch_version)"
+    case "$(uname) $(torch_version)" in
+        "Linux $TORCH"*) pip install --editable '.[test]' "torch==$(torch_version)" "triton==$TRITON" ;;
+        *) pip install --editable '.[test]' "torch==$(torch_version)" ;;
+    esac
     touch .venv/installed
 fi
