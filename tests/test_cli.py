@@ -67,7 +67,7 @@ def test_help_of_every_verb(umamba_seg):
 def test_info_names_versions_and_backends(umamba_seg):
     facts = umamba_seg("info", "--json").succeeded().result
     assert {"torch", "nnunetv2"} <= set(facts["versions"])
-    assert facts["scan_backends"]["chunked"]["available"]
+    assert facts["scan_backends"]["cpu"]["chunked"]["available"]
     assert "chunked" in umamba_seg("info").succeeded().out
 
 

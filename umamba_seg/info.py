@@ -13,7 +13,7 @@ _LIBRARIES = ("torch", "nnunetv2", "numpy", "scipy", "SimpleITK", "nibabel", "ba
 
 
 def collect() -> dict:
-    """The facts as JSON-able values: ``versions``, ``machine``, ``devices``, ``scan_backends``."""
+    """The facts as JSON-able values: ``versions``, ``machine``, ``devices``, ``scan_backends`` by type of device."""
     import psutil
     import torch
 
@@ -31,8 +31,11 @@ def collect() -> dict:
         },
         "devices": ["cpu", *gpus],
         "scan_backends": {
-            name: {"available": backend.available, "reason": backend.reason}
-            for name, backend in umamba_kernels.available_backends().items()
+            device: {
+                name: {"available": backend.available, "reason": backend.reason}
+                for name, backend in umamba_kernels.available_backends(device).items()
+            }
+            for device in ("cpu", *(("cuda",) if gpus else ()))
         },
     }
 
@@ -44,12 +47,16 @@ def as_text(facts: dict) -> str:
         table(list(facts["versions"].items()), ["package", "version"]),
         f"{machine['system']}, {machine['cores']} cores, {machine['memory_gib']} GiB",
         f"devices: {', '.join(facts['devices'])}",
-        table(
-            [
-                (name, "yes" if backend["available"] else "no", backend["reason"])
-                for name, backend in facts["scan_backends"].items()
-            ],
-            ["scan backend", "runs", "because"],
-        ),
+        *(_backends(device, backends) for device, backends in facts["scan_backends"].items()),
     ]
     return "\n\n".join(parts)
+
+
+def _backends(device: str, backends: dict) -> str:
+    """The backends of a type of device, best first; the first that runs is the automatic choice."""
+    chosen = next(name for name, backend in backends.items() if backend["available"])
+    rows = [
+        (name, "chosen" if name == chosen else "yes" if backend["available"] else "no", backend["reason"])
+        for name, backend in backends.items()
+    ]
+    return table(rows, [f"scan backend on {device}", "runs", "because"])

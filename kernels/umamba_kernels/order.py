@@ -50,7 +50,7 @@ class Order:
         Raises:
             ValueError: ``slices`` does not divide L.
         """
-        self._check(x.shape[-1])
+        self.check("Order", x.shape[-1])
         # A transposed copy, as the gradient of an index lookup would be a slow scatter-add. With L slices of one token
         # the order in memory stays.
         if 1 < self.slices < x.shape[-1]:
@@ -64,16 +64,25 @@ class Order:
             ValueError: ``slices`` does not divide L.
         """
         length = x.shape[-1]
-        self._check(length)
-        return Order(self.reverse, length // self.slices).gather(x)  # slices = L / s undoes slices = s
+        self.check("Order", length)
+        return Order(self.reverse, max(1, length // self.slices)).gather(x)  # slices = L / s undoes slices = s
 
-    def _check(self, length: int) -> None:
-        if length % self.slices == 0:
+    def check(self, where: str, length: int) -> None:
+        """Refuse a length that ``slices`` does not divide.
+
+        Args:
+            where: Start of the message.
+            length: Number of tokens.
+
+        Raises:
+            ValueError: ``slices`` does not divide ``length``; the message names the nearest divisors.
+        """
+        if self.slices == 1 or length % self.slices == 0:
             return
         divisors = [n for n in range(1, length + 1) if length % n == 0]
         below = max(n for n in divisors if n < self.slices)
         above = [str(n) for n in divisors if n > self.slices][:1]
         raise ValueError(
-            f"Order: slices = {self.slices} does not divide the length {length}; "
+            f"{where}: slices = {self.slices} does not divide the length {length}; "
             f"its nearest divisors: {', '.join([str(below), *above])}"
         )

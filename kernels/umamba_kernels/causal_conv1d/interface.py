@@ -7,12 +7,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from umamba_kernels import dispatch
-from umamba_kernels.causal_conv1d import chunked, reference
+from umamba_kernels.causal_conv1d import op, reference
 from umamba_kernels.checks import FLOATS, SINGLE_OR_HALF, check_tensor
 from umamba_kernels.order import Order
-
-_BACKENDS = {"chunked": chunked.causal_conv1d, "reference": reference.causal_conv1d}
 
 
 def causal_conv1d(
@@ -34,7 +31,7 @@ def causal_conv1d(
     if x is float64, all are.
 
     Args:
-        x: Input (batch, d, L), L at least 1.
+        x: Input (batch, d, L).
         weight: One filter per channel (d, width); the last tap meets the current token.
         bias: (d,).
         activation: None, or "silu" (also called "swish").
@@ -49,10 +46,13 @@ def causal_conv1d(
             cannot run.
     """
     _check(x, weight, bias)
+    order.check("causal_conv1d", x.shape[-1])
     if activation not in (None, "silu", "swish"):
         raise ValueError(f"causal_conv1d: activation = {activation!r}, wanted None, 'silu' or 'swish'")
-    run = _BACKENDS[dispatch.choose("causal_conv1d", backend)]
-    return run(x, weight, bias, activation is not None, order)
+    silu = activation is not None
+    if backend == "reference":
+        return reference.causal_conv1d(x, weight, bias, silu, order)
+    return op.causal_conv1d(x, weight, bias, silu, order.reverse, order.slices, backend)
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:

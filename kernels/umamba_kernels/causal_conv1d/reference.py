@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,7 +9,7 @@ from torch import Tensor
 from umamba_kernels.order import Order
 
 
-def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``out_t = bias + sum_j weight[width - 1 - j] x_{t-j}``: (batch, d, L), (d, width), (d,) -> (batch, d, L)."""
     length, width = x.shape[-1], weight.shape[-1]
     out = torch.zeros_like(x) if bias is None else bias[:, None].expand_as(x)
@@ -27,14 +25,9 @@ def causal_conv1d(
     bias: Tensor | None,
     silu: bool,
     order: Order,
-    convolve: Callable[..., Tensor] = convolve,
 ) -> Tensor:
-    """:func:`umamba_kernels.causal_conv1d` for checked arguments.
-
-    Args:
-        convolve: The one thing in which the plain-torch backends differ.
-    """
+    """:func:`umamba_kernels.causal_conv1d` for checked arguments."""
     dtype = torch.promote_types(x.dtype, torch.float32)
     bias = None if bias is None else bias.to(dtype)
-    out = order.scatter(convolve(order.gather(x.to(dtype)), weight.to(dtype), bias))
+    out = order.scatter(_convolve(order.gather(x.to(dtype)), weight.to(dtype), bias))
     return (F.silu(out) if silu else out).to(x.dtype)

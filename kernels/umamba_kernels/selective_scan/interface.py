@@ -7,12 +7,9 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
-from umamba_kernels import dispatch
 from umamba_kernels.checks import FLOATS, SINGLE_OR_HALF, check_tensor
 from umamba_kernels.order import Order
-from umamba_kernels.selective_scan import chunked, reference
-
-_BACKENDS = {"chunked": chunked.selective_scan, "reference": reference.selective_scan}
+from umamba_kernels.selective_scan import op, reference
 
 
 @overload
@@ -78,7 +75,7 @@ def selective_scan(
     bfloat16 or float16, each on its own; A, D and delta_bias are float32. If u is float64, all are.
 
     Args:
-        u: Input (batch, d, L), L at least 1.
+        u: Input (batch, d, L).
         delta: Step sizes before bias and softplus (batch, d, L).
         A: State matrix (d, N), diagonal per channel.
         B: Input matrix (batch, N, L) or (batch, groups, N, L); channel i belongs to group i // (d / groups).
@@ -98,11 +95,15 @@ def selective_scan(
     Raises:
         ValueError: A shape, dtype or device does not fit, the order does not divide L, or the backend cannot run.
     """
-    _check(u, delta, A, B, C, D, z, delta_bias)
+    _check(u, delta, A, B, C, D, z, delta_bias, order)
     if B.dim() == 3:
         B, C = B.unsqueeze(1), C.unsqueeze(1)
-    run = _BACKENDS[dispatch.choose("selective_scan", backend)]
-    out, last_state = run(u, delta, A, B, C, D, z, delta_bias, delta_softplus, order)
+    tensors = u, delta, A, B, C, D, z, delta_bias
+    if backend == "reference":
+        out, last_state = reference.selective_scan(*tensors, delta_softplus, order)
+    else:
+        wanted = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+        out, last_state, _ = op.selective_scan(*tensors, delta_softplus, order.reverse, order.slices, wanted, backend)
     return (out, last_state) if return_last_state else out
 
 
@@ -115,6 +116,7 @@ def _check(
     D: Tensor | None,
     z: Tensor | None,
     delta_bias: Tensor | None,
+    order: Order,
 ) -> None:
     def check(name: str, x: Tensor | None, shape: tuple[int | str, ...], dtypes: tuple[torch.dtype, ...]) -> None:
         if x is not None:
@@ -134,3 +136,4 @@ def _check(
     check("delta_bias", delta_bias, (d,), parameters)
     if grouped and d % B.shape[1]:
         raise ValueError(f"selective_scan: B and C have {B.shape[1]} groups, wanted a divisor of the {d} channels")
+    order.check("selective_scan", length)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,7 +9,7 @@ from torch import Tensor
 from umamba_kernels.order import Order
 
 
-def recurrence(u: Tensor, step: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
+def _recurrence(u: Tensor, step: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
     """``h_t = exp(step_t A) h_{t-1} + step_t B_t u_t`` from a zero state, ``y_t = C_t · h_t``.
 
     Args:
@@ -24,14 +22,16 @@ def recurrence(u: Tensor, step: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tupl
     Returns:
         y (batch, d, L) and the last state (batch, d, N).
     """
-    channels_per_group = u.shape[1] // B.shape[1]
-    B, C = (x.repeat_interleave(channels_per_group, dim=1) for x in (B, C))  # (batch, d, N, L)
-    state = u.new_zeros(*u.shape[:2], A.shape[1])
+    channels = B.shape[1], u.shape[1] // B.shape[1]  # groups, and channels of each
+    u, step, A = u.unflatten(1, channels), step.unflatten(1, channels), A.unflatten(0, channels)
+    state = u.new_zeros(u.shape[0], *A.shape)
     outputs = []
     for u_t, step_t, B_t, C_t in zip(u.unbind(-1), step.unbind(-1), B.unbind(-1), C.unbind(-1), strict=True):
-        state = torch.exp(step_t[..., None] * A) * state + (step_t * u_t)[..., None] * B_t
-        outputs.append((C_t * state).sum(-1))
-    return torch.stack(outputs, -1), state
+        step_t = step_t.unsqueeze(-1)
+        state = torch.exp(step_t * A) * state + step_t * u_t.unsqueeze(-1) * B_t.unsqueeze(-2)
+        outputs.append((C_t.unsqueeze(-2) * state).sum(-1))
+    y = torch.stack(outputs, -1) if outputs else torch.zeros_like(u)
+    return y.flatten(1, 2), state.flatten(1, 2)
 
 
 def selective_scan(
@@ -45,12 +45,8 @@ def selective_scan(
     delta_bias: Tensor | None,
     delta_softplus: bool,
     order: Order,
-    recurrence: Callable[..., tuple[Tensor, Tensor]] = recurrence,
 ) -> tuple[Tensor, Tensor]:
     """:func:`umamba_kernels.selective_scan` for checked arguments and B, C with groups.
-
-    Args:
-        recurrence: The one thing in which the plain-torch backends differ.
 
     Returns:
         out in u's dtype and the last state in the dtype of the computation.
@@ -61,7 +57,7 @@ def selective_scan(
         step = step + delta_bias[:, None]
     if delta_softplus:
         step = F.softplus(step)  # torch's threshold is the 20 of the definition
-    y, last_state = recurrence(order.gather(u), order.gather(step), A, order.gather(B), order.gather(C))
+    y, last_state = _recurrence(order.gather(u), order.gather(step), A, order.gather(B), order.gather(C))
     y = order.scatter(y)
     if D is not None:
         y = y + D[:, None] * u

@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from umamba_kernels import causal_conv1d, selective_scan
+from umamba_kernels import Direction, mamba_inner
 
 
 class Mamba(nn.Module):
@@ -26,12 +25,11 @@ class Mamba(nn.Module):
     def __init__(self, d_model: int, d_state: int = 16, d_conv: int = 4, expand: int = 2):
         super().__init__()
         d_inner, dt_rank = expand * d_model, math.ceil(d_model / 16)
-        self.split = [dt_rank, d_state, d_state]
         self.A_log = nn.Parameter(torch.arange(1.0, d_state + 1).log().repeat(d_inner, 1))
         self.D = nn.Parameter(torch.ones(d_inner))
         self.in_proj = nn.Linear(d_model, 2 * d_inner, bias=False)
         self.conv1d = nn.Conv1d(d_inner, d_inner, d_conv, groups=d_inner)  # holds the weights of causal_conv1d
-        self.x_proj = nn.Linear(d_inner, sum(self.split), bias=False)
+        self.x_proj = nn.Linear(d_inner, dt_rank + 2 * d_state, bias=False)
         self.dt_proj = nn.Linear(dt_rank, d_inner)
         self.out_proj = nn.Linear(d_inner, d_model, bias=False)
         self._initialize_steps()
@@ -48,20 +46,16 @@ class Mamba(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """(batch, L, d_model) -> (batch, L, d_model); token t sees the tokens before it."""
         x, z = self.in_proj(tokens).transpose(1, 2).chunk(2, dim=1)
-        x = causal_conv1d(x, self.conv1d.weight.squeeze(1), self.conv1d.bias, activation="silu")
-        dt, B, C = self.x_proj(x.transpose(1, 2)).split(self.split, dim=-1)
-        y = selective_scan(
-            x,
-            F.linear(dt, self.dt_proj.weight).transpose(1, 2),
-            -torch.exp(self.A_log),
-            B.transpose(1, 2),
-            C.transpose(1, 2),
-            self.D,
-            z=z,
-            delta_bias=self.dt_proj.bias,
-            delta_softplus=True,
+        direction = Direction(
+            A=-torch.exp(self.A_log),
+            x_proj=self.x_proj.weight,
+            dt_proj=self.dt_proj.weight,
+            dt_bias=self.dt_proj.bias,
+            D=self.D,
+            conv_weight=self.conv1d.weight.squeeze(1),
+            conv_bias=self.conv1d.bias,
         )
-        return self.out_proj(y.transpose(1, 2))
+        return self.out_proj(mamba_inner(x, [direction], z).transpose(1, 2))
 
 
 class MambaLayer(nn.Module):

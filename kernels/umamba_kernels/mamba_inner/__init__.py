@@ -1,0 +1,5 @@
+"""A Mamba block between its two outer projections."""
+
+from umamba_kernels.mamba_inner.interface import Direction, mamba_inner
+
+__all__ = ["Direction", "mamba_inner"]
