@@ -155,7 +155,9 @@ def _sass(text: str) -> Iterator[tuple[str, str]]:
 
 def _read_amd(asm) -> tuple[int, int, Iterator[tuple[str, str]]]:
     metadata = {name: int(value) for name, value in re.findall(r"^\s+\.(\w+):\s+(\d+)$", asm["amdgcn"], re.MULTILINE)}
-    return metadata["vgpr_count"], metadata["private_segment_fixed_size"], _amdgcn(asm["amdgcn"])
+    # LLVM may reserve scratch for scalar registers and then keep them in lanes of a vector register.
+    local = metadata["private_segment_fixed_size"] if "\tscratch_" in asm["amdgcn"] else 0
+    return metadata["vgpr_count"], local, _amdgcn(asm["amdgcn"])
 
 
 def _amdgcn(text: str) -> Iterator[tuple[str, str]]:
@@ -218,6 +220,10 @@ def _loops(flow: nx.DiGraph, opcodes: dict[str, Counter[str]]) -> list[Loop]:
             within = reachable.subgraph(set(reachable) - {head}) if tail != head else None
             body = {head, tail} | (nx.ancestors(within, tail) if within is not None else set())
             bodies[head] = bodies.get(head, set()) | body
+    # LLVM turns a loop into one with two entrances now and then: every jump between its blocks belongs to it.
+    for body in nx.strongly_connected_components(reachable):
+        if len(body) > 1 and bodies.keys().isdisjoint(body):
+            bodies[min(body)] = body
     return [
         Loop(
             head,

@@ -14,6 +14,8 @@ from types import ModuleType
 
 import torch
 
+from umamba_kernels import native
+
 logger = logging.getLogger("umamba_kernels")
 
 _TOLERANCE = 1e-4  # relative RMS in float32; sound backends stay below 1e-5
@@ -134,12 +136,15 @@ def _triton(device_type: str) -> Backend:
     return Backend(True, "fused GPU kernels, compiled at first use")
 
 
+@functools.cache
 def _cpu(device_type: str) -> Backend:
-    from umamba_kernels import native
-
     if device_type != "cpu":
         return Backend(False, f"for CPUs, the tensors are on '{device_type}'")
-    return native.status()
+    try:
+        sets = native.instruction_sets()
+    except OSError as error:
+        return Backend(False, str(error))
+    return Backend(True, f"C++, threaded by torch.get_num_threads(); instruction sets here: {', '.join(sets)}")
 
 
 @functools.cache

@@ -9,15 +9,16 @@ import torch
 from torch import Tensor
 
 from kernel_testing import relative_rms
-from umamba_kernels import Order, native
+from umamba_kernels import Order, available_backends, dispatch, native
 from umamba_kernels.causal_conv1d import cpu as conv
 from umamba_kernels.causal_conv1d import reference as conv_reference
 from umamba_kernels.selective_scan import cpu as scan
 from umamba_kernels.selective_scan import reference as scan_reference
 
 LIBRARY = native.LIBRARY
-SETS = native.instruction_sets() if native.status().available else []
-pytestmark = pytest.mark.skipif(not SETS, reason=native.status().reason)
+STATUS = available_backends()["cpu"]
+SETS = native.instruction_sets() if STATUS.available else []
+pytestmark = pytest.mark.skipif(not STATUS.available, reason=STATUS.reason)
 
 
 @pytest.fixture(params=SETS)
@@ -183,25 +184,36 @@ def test_wrong_names_are_refused():
         native.use_instruction_set("mmx")
 
 
-def test_status_of_a_missing_or_wrong_library(monkeypatch, tmp_path):
-    def status_of(path: Path):
+def test_a_missing_or_wrong_library_is_named(monkeypatch, tmp_path):
+    def reason_with(path: Path) -> str:
         monkeypatch.setattr(native, "LIBRARY", path)
         native._load.cache_clear()
-        native.status.cache_clear()
-        return native.status()
+        with pytest.raises(OSError, match=r"g\+\+ or clang\+\+") as error:
+            native.instruction_sets()
+        return str(error.value)
 
     try:
-        missing = status_of(tmp_path / "absent.so")
-        assert not missing.available
-        assert "absent.so does not exist" in missing.reason
-        assert "g++" in missing.reason
+        assert "absent.so does not exist" in reason_with(tmp_path / "absent.so")
         broken = tmp_path / "broken.so"
         broken.write_bytes(b"no library")
-        assert "broken.so cannot be loaded" in status_of(broken).reason
+        assert "broken.so cannot be loaded" in reason_with(broken)
         monkeypatch.setattr(native, "ABI", native.ABI + 1)
-        assert "is of another version" in status_of(LIBRARY).reason
+        assert "is of another version" in reason_with(LIBRARY)
     finally:
         monkeypatch.undo()
         native._load.cache_clear()
-        native.status.cache_clear()
-    assert native.status().available
+    assert native.instruction_sets() == SETS
+
+
+def test_without_the_library_plain_torch_is_chosen(monkeypatch, tmp_path):
+    monkeypatch.setattr(native, "LIBRARY", tmp_path / "absent.so")
+    native._load.cache_clear()
+    dispatch._cpu.cache_clear()
+    try:
+        assert dispatch.choose("op", None, "cpu") == "chunked"
+        with pytest.raises(ValueError, match=r"backend 'cpu' is not available: .*absent.so does not exist"):
+            dispatch.choose("op", "cpu", "cpu")
+    finally:
+        monkeypatch.undo()
+        native._load.cache_clear()
+        dispatch._cpu.cache_clear()

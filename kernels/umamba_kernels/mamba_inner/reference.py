@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from umamba_kernels.causal_conv1d import causal_conv1d
+from umamba_kernels.mamba_inner.direction import Direction
 from umamba_kernels.selective_scan import selective_scan
-
-if TYPE_CHECKING:
-    from umamba_kernels.mamba_inner.interface import Direction
 
 
 def mamba_inner(x: Tensor, directions: Sequence[Direction], z: Tensor | None) -> Tensor:

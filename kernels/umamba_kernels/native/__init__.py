@@ -13,8 +13,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from umamba_kernels.dispatch import Backend
-
 LIBRARY = Path(__file__).with_name("libumamba_native.so")
 ABI = 1  # UMAMBA_ABI of src/interface.h
 
@@ -58,17 +56,6 @@ class ConvArguments(ctypes.Structure):
 
 
 @functools.cache
-def status() -> Backend:
-    """Whether the library can be used here, and why not. Loads it."""
-    try:
-        library = _load()
-    except OSError as error:
-        return Backend(False, str(error))
-    sets = ", ".join(_instruction_sets(library))
-    return Backend(True, f"C++, threaded by torch.get_num_threads(); instruction sets here: {sets}")
-
-
-@functools.cache
 def _load() -> ctypes.CDLL:
     how = "install umamba-seg again where a C++ compiler (g++ or clang++) is on the PATH or named by CXX"
     if not LIBRARY.exists():
@@ -83,20 +70,16 @@ def _load() -> ctypes.CDLL:
     return library
 
 
-def _instruction_sets(library: ctypes.CDLL) -> list[str]:
-    found = []
-    while name := library.umamba_isa(len(found)):
-        found.append(name.decode())
-    return found
-
-
 def instruction_sets() -> list[str]:
     """Those that both the library and this CPU have, best first. The first one is used.
 
     Raises:
-        OSError: The library is not there or cannot be loaded.
+        OSError: The library is not there or cannot be loaded; the message says how to get it.
     """
-    return _instruction_sets(_load())
+    library, found = _load(), []
+    while name := library.umamba_isa(len(found)):
+        found.append(name.decode())
+    return found
 
 
 def instruction_set() -> str:

@@ -12,10 +12,12 @@ forward pass stored, keeps every second in a scratch of its own, and walks back 
 packed float32 rows that all channels of a group share; the sums over channels for their gradients go to partial
 buffers, one per block of channels or few of them, which are added in a fixed order. There are no atomics.
 
-The layout of the tile follows from what the compiler can know about addresses. Sizes and strides are kept out of its
-specialisation, for if it knew that channels lie side by side it would give a lane four of them and spread the states
-over lanes, with shuffles and barriers at every token. Registers are scarce: what a loop does not need is computed
-again behind it, see :func:`_here`.
+The layout of the tile follows from what the compiler knows about the addresses of loads and stores. Sizes and strides
+are kept out of its specialisation, for if it knew an alignment it would give a lane four channels and spread the states
+over lanes, with shuffles and barriers at every token. If it knew nothing at all, the version of Triton would decide
+which axis lanes run over (3.6 takes the states, 3.7 the channels), so that every tile of states says that channels lie
+side by side (``max_contiguous``). Where they do not it is harmless: without an alignment nothing is read as a vector.
+Registers are scarce: what a loop does not need is computed again behind it, see :func:`_here`.
 """
 
 # Python's type system knows neither Triton's loops over tuples nor its launches.
@@ -77,7 +79,7 @@ def _place_in_tiles(channel, N: tl.constexpr):
 @triton.jit
 def _tile(x, place, STATES: tl.constexpr):
     """Addresses of the (STATES, channels) tile of such a matrix, ``place`` being that of each channel."""
-    return x + place[None, :] + tl.arange(0, STATES)[:, None] * LANES
+    return tl.max_contiguous(x + place[None, :] + tl.arange(0, STATES)[:, None] * LANES, [1, LANES])
 
 
 @triton.jit
@@ -131,11 +133,12 @@ def _varying(pointer, ASM: tl.constexpr):
     """The same pointer, which the compiler for NVIDIA now takes to differ between lanes.
 
     It would keep a pointer that is the same for all lanes in uniform registers and move it to others for every load.
+    Like :func:`_here` the assembly is not pure, so that it stays where it is.
     """
     if ASM:
         nothing = tl.inline_asm_elementwise(
             "{ .reg .b32 x, y; mov.u32 x, %lanemask_eq; mov.u32 y, %lanemask_lt; and.b32 $0, x, y; }",
-            "=r,r", [0], tl.int32, is_pure=True, pack=1,
+            "=r,r", [0], tl.int32, is_pure=False, pack=1,
         )  # fmt: skip
         pointer += nothing * 16
     return pointer
@@ -164,19 +167,11 @@ def _all_here(values, ASM: tl.constexpr):
 
 
 @triton.jit
-def _parameter(x, channel):
-    """D or delta_bias of the channels, if there is one."""
-    if x is None:
-        return None
-    else:
-        return tl.load(x + channel)
-
-
-@triton.jit
 def _decay_rates(A, channel, A_d, A_n, N: tl.constexpr, STATES: tl.constexpr):
     """A for exponentials of base 2, (STATES, channels); 0 for states beyond N, which then stay 0."""
     n = tl.arange(0, STATES)[:, None]
-    return tl.load(A + channel[None, :] * A_d + n * A_n, mask=n < N, other=0.0) * LOG2_E
+    rates = tl.max_contiguous(A + channel[None, :] * A_d + n * A_n, [1, LANES])
+    return tl.load(rates, mask=n < N, other=0.0) * LOG2_E
 
 
 @triton.jit
@@ -276,8 +271,8 @@ def forward_kernel(
     stored = real & exists[None, :]
     dtype: tl.constexpr = A.dtype.element_ty
     a = _decay_rates(A, channel, A_d, A_n, N, STATES)
-    bias = _parameter(delta_bias, channel)
-    skip = _parameter(D, channel)
+    bias = None if delta_bias is None else tl.load(delta_bias + channel)
+    skip = None if D is None else tl.load(D + channel)
     state = tl.zeros([STATES, LANES], dtype)
     if starts is not None:
         start = starts + (segment * batch + entry).to(tl.int64) * matrix
@@ -308,7 +303,7 @@ def forward_kernel(
     if (segment + 1) * segment_tokens >= length:
         wide = channel.to(tl.int64)
         ends = last + entry.to(tl.int64) * last_b + wide[None, :] * last_d + tl.arange(0, STATES)[:, None] * last_n
-        tl.store(ends, state, mask=stored)
+        tl.store(tl.max_contiguous(ends, [1, LANES]), state, mask=stored)
 
 
 # ---- Segments --------------------------------------------------------------------------------------------------------
@@ -369,7 +364,7 @@ def summary_kernel(
         segment += 1
     channel, exists = _channels(block, group, d, groups)
     a = _decay_rates(A, channel, A_d, A_n, N, STATES)
-    bias = _parameter(delta_bias, channel)
+    bias = None if delta_bias is None else tl.load(delta_bias + channel)
     state = tl.zeros([STATES, LANES], a.dtype)
     total = tl.zeros([LANES], a.dtype)
     for part in tl.static_range(2):  # as many reads of TOKENS as there are; then the rest, one by one
@@ -481,6 +476,13 @@ def _fold(x, lane, ASM: tl.constexpr):
 
 
 @triton.jit
+def _place_in_share(lane, STATES: tl.constexpr):
+    """Where the sums that a lane ends with, see :func:`_fold`, are in the share of a token."""
+    HELD: tl.constexpr = (STATES + 15) // 16
+    return lane % 2 * STATES + lane // 2 * STATES // 16 + tl.arange(0, HELD)[:, None]
+
+
+@triton.jit
 def _share(
     b, c, pointer, lane, again,
     ASM: tl.constexpr, EXCHANGE: tl.constexpr, ACCUMULATE: tl.constexpr, STATES: tl.constexpr,
@@ -488,14 +490,11 @@ def _share(
     """Store this block's share of dB and dC of one token, (2, STATES) floats; add to what is there if ``again``.
 
     b and c are sums over channels or, with EXCHANGE, what :func:`_fold` leaves of them: the last step of the exchange
-    joins the two, even lanes get dB and odd ones dC.
+    joins the two, even lanes get dB and odd ones dC, and ``pointer`` has :func:`_place_in_share` in it.
     """
     if EXCHANGE:
         odd = (lane & 1) != 0
         b = tl.where(odd, c, b) + _from_partner(tl.where(odd, b, c), lane, 1, ASM)
-        HELD: tl.constexpr = b.shape[0]
-        n = lane // 2 * STATES // 16 + tl.arange(0, HELD)[:, None]
-        pointer += lane % 2 * STATES + n
         only = (lane // 2 * STATES) % 16 == 0  # with fewer than 16 states some lanes hold the same
         if ACCUMULATE:
             b += tl.load(pointer, mask=only & again, other=0.0)
@@ -512,8 +511,8 @@ def _share(
 @triton.jit
 def _scratch(scratch, scratch_size, STATES: tl.constexpr, ASM: tl.constexpr):
     """Addresses of a tile in this program's scratch. With its size unknown they have no known alignment, see above."""
-    program = _here(tl.program_id(0), ASM).to(tl.int64)
-    return scratch + program * scratch_size + tl.arange(0, LANES)[None, :] + tl.arange(0, STATES)[:, None] * LANES
+    place = _here(tl.program_id(0), ASM).to(tl.int64) * scratch_size + tl.arange(0, LANES)
+    return scratch + place[None, :] + tl.arange(0, STATES)[:, None] * LANES
 
 
 @triton.jit
@@ -663,15 +662,17 @@ def backward_kernel(
     for block in range(first_block, end_block):
         channel, exists = _channels(_here(block, ASM), group, d, groups)
         stored = real & exists[None, :]
-        sample = _here(entry, ASM).to(tl.int64)
         a = _decay_rates(A, channel, A_d, A_n, N, STATES)
-        bias = _parameter(delta_bias, channel)
-        skip = _parameter(D, channel)
+        bias = None if delta_bias is None else tl.load(delta_bias + channel)
+        skip = None if D is None else tl.load(D + channel)
         if starts is not None:
-            after = _tile(starts + (segment * batch + sample) * matrix, _place_in_tiles(channel, N), STATES)
+            start = starts + (_here(segment, ASM) * batch + entry).to(tl.int64) * matrix
+            after = _tile(start, _place_in_tiles(channel, N), STATES)
         else:
+            sample = _here(entry, ASM).to(tl.int64)
             wide = channel.to(tl.int64)
             after = dlast + sample * dlast_b + wide[None, :] * dlast_d + tl.arange(0, STATES)[:, None] * dlast_n
+            after = tl.max_contiguous(after, [1, LANES])
         adjoint = tl.load(after, mask=stored, other=0.0)
         dskip = tl.zeros([LANES], dtype)
         dbias_sum = tl.zeros([LANES], dtype)
@@ -679,20 +680,21 @@ def backward_kernel(
         begin = _here(segment, ASM) * segment_tokens
         end = tl.minimum(begin + segment_tokens, length)
         for back in range(0, tl.cdiv(end - begin, CHUNK)):
-            chunk = (end - 1) // CHUNK - back
+            chunk = (end - 1) // CHUNK - _here(back, ASM)
             first = chunk * CHUNK
             count = tl.minimum(first + CHUNK, end) - first
             pairs = count // 2
             sample = _here(entry, ASM).to(tl.int64)
             wide = _here(channel, ASM).to(tl.int64)
             before = _tile(
-                states + (sample * tl.cdiv(length, CHUNK) + chunk) * matrix,
+                states + (sample * tl.cdiv(length, CHUNK) + chunk) * _here(matrix, ASM),
                 _place_in_tiles(_here(channel, ASM), N), STATES,
             )  # fmt: skip
             inputs = (u + sample * u_b + wide * u_d, delta + sample * delta_b + wide * delta_d)
+            sample_row = (_here(entry, ASM) * groups + group).to(tl.int64) * length
             state = _keep_states(
                 tl.load(before, mask=real, other=0.0), first, pairs, _scratch(scratch, scratch_size, STATES, ASM),
-                inputs, (u_l, delta_l), rows + (sample * groups + group) * length * 2 * STATES, a, bias, length, slices,
+                inputs, (u_l, delta_l), rows + sample_row * 2 * STATES, a, bias, length, slices,
                 SOFTPLUS, REVERSE, SLICED, ASM, STATES,
             )  # fmt: skip
             tl.debug_barrier()
@@ -710,8 +712,12 @@ def backward_kernel(
                 gradient_strides += (z_l,)
                 outputs += (dz + sample * dz_b + wide * dz_d,)
                 output_strides += (dz_l,)
-            sample_row = (sample * groups + group) * length
-            share_row = _here(part, ASM).to(tl.int64) * batch * groups * length + sample_row
+            sample_row = (_here(entry, ASM) * groups + group).to(tl.int64) * length
+            share_row = ((_here(part, ASM) * batch + entry) * groups + group).to(tl.int64) * length
+            again = block > _here(part, ASM) * blocks_per_part
+            chunk_shares = shares + share_row * 2 * STATES
+            if EXCHANGE:
+                chunk_shares += _place_in_share(_here(lane, ASM), STATES)
             dA_chunk = tl.zeros([STATES, LANES], dtype)
             if count % 2 == 1:  # the last token alone, so that pairs are left
                 latest = first + count - 1
@@ -724,8 +730,8 @@ def backward_kernel(
                     adjoint, dA_chunk, dskip, dbias_sum, state, values,
                     _moved(inputs, input_strides, address), input_strides,
                     _moved(outputs, output_strides, address), output_strides,
-                    rows + (sample_row + address) * 2 * STATES, shares + (share_row + address) * 2 * STATES,
-                    latest % slices, a, bias, skip, exists, lane, block > first_block, slices, columns,
+                    rows + (sample_row + address) * 2 * STATES, chunk_shares + address * 2 * STATES,
+                    latest % slices, a, bias, skip, exists, lane, again, slices, columns,
                     1, SOFTPLUS, REVERSE, SLICED, ASM, EXCHANGE, ACCUMULATE, STATES,
                 )  # fmt: skip
 
@@ -735,10 +741,10 @@ def backward_kernel(
             inputs = _moved(inputs, input_strides, address)
             outputs = _moved(outputs, output_strides, address)
             row_pointer = _varying(rows + (sample_row + address) * 2 * STATES, ASM)
-            share_pointer = shares + (share_row + address) * 2 * STATES
+            share_pointer = chunk_shares + address * 2 * STATES
             kept = _scratch(scratch, scratch_size, STATES, ASM)
             ahead, gradients, read_row = _read(
-                _moved(gradients, gradient_strides, address), gradient_strides, row, slices, columns,
+                _moved(gradients, gradient_strides, address), _all_here(gradient_strides, ASM), row, slices, columns,
                 pairs > 0, 2, REVERSE, SLICED, True,
             )  # fmt: skip
             for i in range(pairs):
@@ -753,16 +759,16 @@ def backward_kernel(
                     )
                 adjoint, dA_chunk, dskip, dbias_sum, inputs, outputs, row_pointer, share_pointer, row = _back(
                     adjoint, dA_chunk, dskip, dbias_sum, state, values, inputs, input_strides, outputs, output_strides,
-                    row_pointer, share_pointer, row, a, bias, skip, exists, lane, block > first_block, slices, columns,
+                    row_pointer, share_pointer, row, a, bias, skip, exists, lane, again, slices, columns,
                     2, SOFTPLUS, REVERSE, SLICED, ASM, EXCHANGE, ACCUMULATE, STATES,
                 )  # fmt: skip
             # Summed chunk by chunk, which rounds far less than one long sum.
-            sample = _here(entry, ASM).to(tl.int64)
             place = _place_in_tiles(_here(channel, ASM), N)
-            dA_tile = _tile(dA + (segment * batch + sample) * matrix, place, STATES)
+            dA_tile = _tile(dA + (_here(segment, ASM) * batch + entry).to(tl.int64) * _here(matrix, ASM), place, STATES)
             tl.store(dA_tile, dA_chunk + tl.load(dA_tile, mask=stored & (back > 0), other=0.0), mask=stored)
             tl.debug_barrier()  # the scratch is free again
-        vector = (segment * batch + _here(entry, ASM).to(tl.int64)) * tl.cdiv(d, LANES) * LANES + _here(channel, ASM)
+        vector = (_here(segment, ASM) * batch + entry).to(tl.int64) * tl.cdiv(d, LANES) * LANES
+        vector += _here(channel, ASM)
         if D is not None:
             tl.store(dD + vector, dskip, mask=exists)
         if delta_bias is not None:
