@@ -95,9 +95,10 @@ def _keep_for_backward(ctx, inputs, output) -> None:
     x, z, *lists, ctx.reverse, ctx.slices, _, ctx.backend = inputs
     ctx.has_z, ctx.lengths = z is not None, [len(values) for values in lists]
     ctx.save_for_backward(output[1], *_flat(x, z, lists))
+    ctx.set_materialize_grads(False)  # of the states, which nobody differentiates by
 
 
-def _backward(ctx, dout: Tensor, _dstates: Tensor) -> tuple:
+def _backward(ctx, dout: Tensor, _dstates: None) -> tuple:
     states, *flat = ctx.saved_tensors
     x, z, lists = _unflat(flat, ctx)
     gradients = mamba_inner_backward(dout, x, z, *lists, states, ctx.reverse, ctx.slices, ctx.backend)

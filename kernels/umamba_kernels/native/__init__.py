@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 LIBRARY = Path(__file__).with_name("libumamba_native.so")
-ABI = 1  # UMAMBA_ABI of src/interface.h
+ABI = 2  # UMAMBA_ABI of src/interface.h
 
 # Of src/interface.h as well.
 CHUNK, BLOCK, PARTITIONS = 64, 16, 16
@@ -67,6 +67,10 @@ def _load() -> ctypes.CDLL:
     if library.umamba_abi() != ABI:
         raise OSError(f"{LIBRARY} is of another version (interface {library.umamba_abi()}, wanted {ABI}); {how}")
     library.umamba_isa.restype = library.umamba_isa_in_use.restype = ctypes.c_char_p
+    # The threads of the OpenMP that torch's Linux builds bring along. They are there already, and after every torch op
+    # they spin for a while: threads of our own would have to share the cores with them.
+    for openmp in Path(torch.__file__).with_name("lib").glob("libgomp*"):
+        library.umamba_use_team(ctypes.cast(ctypes.CDLL(str(openmp)).GOMP_parallel, ctypes.c_void_p))
     return library
 
 

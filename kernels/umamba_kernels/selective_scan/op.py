@@ -115,10 +115,14 @@ def _(dout, dlast, u, delta, A, B, C, D, z, delta_bias, states, delta_softplus, 
 def _keep_for_backward(ctx, inputs, output) -> None:
     *tensors, ctx.delta_softplus, ctx.reverse, ctx.slices, _, ctx.backend = inputs
     ctx.save_for_backward(*tensors, output[2])
+    ctx.set_materialize_grads(False)  # of the states, which nobody differentiates by
 
 
-def _backward(ctx, dout: Tensor, dlast: Tensor, _dstates: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx, dout: Tensor | None, dlast: Tensor | None, _dstates: None) -> tuple[Tensor | None, ...]:
     *tensors, states = ctx.saved_tensors
+    u, _, A, *_ = tensors
+    dout = torch.zeros_like(u) if dout is None else dout
+    dlast = A.new_zeros(u.shape[0], *A.shape) if dlast is None else dlast
     options = ctx.delta_softplus, ctx.reverse, ctx.slices, ctx.backend
     gradients = selective_scan_backward(dout, dlast, *tensors, states, *options)
     named = (None if x is None else gradient for x, gradient in zip(tensors, gradients, strict=True))

@@ -4,7 +4,7 @@
 
 #include <stdint.h>
 
-#define UMAMBA_ABI 1
+#define UMAMBA_ABI 2
 
 enum UmambaDtype { UMAMBA_FLOAT32, UMAMBA_BFLOAT16, UMAMBA_FLOAT16, UMAMBA_FLOAT64 };
 

@@ -57,6 +57,10 @@ struct Work {
   int failed;
 };
 
+// GOMP_parallel of an OpenMP runtime: runs a function on a team of threads.
+typedef void (*Team)(void (*work)(void*), void* context, unsigned threads, unsigned flags);
+Team team = nullptr;
+
 void* run(void* argument) {
   Work& w = *(Work*)argument;
   for (;;) {
@@ -69,12 +73,15 @@ void* run(void* argument) {
 
 }  // namespace
 
-// Threads live for one call: creating one takes some 20 microseconds, and there is no pool that a fork could break.
-// Where a thread cannot be created the others do its work.
+// Without a team threads live for one call; where one cannot be created the others do its work.
 int umamba_parallel(int threads, int64_t tasks, int (*work)(const void*, int64_t), const void* context) {
   enum { most = 256 };
   pthread_t others[most];
   Work w = {0, tasks, work, context, 0};
+  if (team && threads > 1 && tasks > 1) {
+    team([](void* w) { run(w); }, &w, unsigned(tasks < threads ? tasks : threads), 0);
+    return w.failed;
+  }
   int started = 0;
   while (started < most && started + 1 < threads && started + 1 < tasks &&
          !pthread_create(&others[started], nullptr, run, &w))
@@ -101,6 +108,9 @@ UMAMBA_EXPORT int umamba_use_isa(const char* name) {
     }
   return 1;
 }
+
+// Work on the threads of an OpenMP runtime from now on.
+UMAMBA_EXPORT void umamba_use_team(Team gomp_parallel) { team = gomp_parallel; }
 
 UMAMBA_EXPORT int umamba_scan_forward(const UmambaScan* s) { return kernels().scan_forward(*s); }
 UMAMBA_EXPORT int umamba_scan_backward(const UmambaScan* s) { return kernels().scan_backward(*s); }
