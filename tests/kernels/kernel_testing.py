@@ -48,10 +48,13 @@ def addresses(length: int, order: Order) -> list[int]:
 
 
 def on(target: Target, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """New leaves on the target's device with the same strides."""
-    return {
-        name: x.detach().to(target.device, copy=True).requires_grad_(x.requires_grad) for name, x in tensors.items()
-    }
+    """New leaves on the target's device with the same strides, gaps and overlaps: their whole storage is copied."""
+    leaves = {}
+    for name, x in tensors.items():
+        storage = torch.empty(0, dtype=x.dtype).set_(x.untyped_storage()).to(target.device, copy=True)
+        copy = storage.as_strided(x.shape, x.stride(), x.storage_offset())
+        leaves[name] = copy.requires_grad_(x.requires_grad)
+    return leaves
 
 
 def results(op: Callable, tensors: dict[str, Tensor], **options) -> dict[str, Tensor]:
