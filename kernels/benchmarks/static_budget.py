@@ -107,7 +107,6 @@ def compile_case(case, target: str) -> Report:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
-    from triton.experimental.gluon._runtime import GluonASTSource
 
     names = case.kernel.arg_names
     values = dict(case.constexprs)
@@ -116,7 +115,7 @@ def compile_case(case, target: str) -> Report:
     types = {name: case.signature.get(name, "constexpr") for name in names}
     missing = [name for name in names if name not in case.signature and name not in values]
     assert not missing, f"{case.name}: no type and no value for {missing}"
-    source = (GluonASTSource if case.kernel.is_gluon() else ASTSource)(
+    source = ASTSource(
         case.kernel,
         {name: kind.removesuffix(":16") for name, kind in types.items()},
         constexprs={name: value for name, value in values.items() if name in names},

@@ -57,6 +57,11 @@ def on(target: Target, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return leaves
 
 
+def doubles(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """New leaves in float64."""
+    return {name: x.detach().double().requires_grad_() for name, x in tensors.items()}
+
+
 def results(op: Callable, tensors: dict[str, Tensor], **options) -> dict[str, Tensor]:
     """Outputs and the gradient of every tensor, for a random weight on each entry of the outputs."""
     outputs = op(**tensors, **options)

@@ -19,19 +19,14 @@ from kernel_testing import (
     assert_close,
     assert_same_bits,
     conv_arguments,
+    doubles,
     on,
     relative_rms,
     results,
 )
 from umamba_kernels import Order, causal_conv1d
 
-
-@pytest.fixture(autouse=True)
-def _poison_empty_memory():
-    """torch.empty holds NaN while algorithms are deterministic, so that a value nobody wrote is seen."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 
 def conv_on(target: Target, tensors: dict[str, Tensor], **options) -> dict[str, Tensor]:
@@ -65,8 +60,7 @@ def test_definition(target, order, activation):
 @pytest.mark.parametrize("width", [1, 3, 4])
 def test_lengths_widths_and_dtypes(target, length, width, dtype):
     tensors = conv_arguments(length, width=width, dtype=dtype)
-    doubles = {name: x.detach().double().requires_grad_() for name, x in tensors.items()}
-    wanted = results(causal_conv1d, doubles, activation="silu", backend="reference")
+    wanted = results(causal_conv1d, doubles(tensors), activation="silu", backend="reference")
     assert_close(conv_on(target, tensors, activation="silu"), wanted, TOLERANCE[dtype])
 
 
@@ -90,8 +84,7 @@ def test_channels_and_orders_without_bias(target, d, order):
 def test_interpreted(target, order, length, d, width, dtype):
     order = order if length > 1 else Order()
     tensors = conv_arguments(length, d=d, width=width, dtype=dtype)
-    doubles = {name: x.detach().double().requires_grad_() for name, x in tensors.items()}
-    wanted = results(causal_conv1d, doubles, activation="silu", order=order, backend="reference")
+    wanted = results(causal_conv1d, doubles(tensors), activation="silu", order=order, backend="reference")
     assert_close(conv_on(target, tensors, activation="silu", order=order), wanted, TOLERANCE[dtype])
 
 
@@ -100,8 +93,7 @@ def test_interpreted(target, order, length, d, width, dtype):
 @pytest.mark.parametrize("order", [Order(), Order(reverse=True, slices=16)], ids=str)
 def test_long(target, order):
     tensors = conv_arguments(32768, d=40, dtype=torch.float32)
-    doubles = {name: x.detach().double().requires_grad_() for name, x in tensors.items()}
-    wanted = results(causal_conv1d, doubles, activation="silu", order=order, backend="reference")
+    wanted = results(causal_conv1d, doubles(tensors), activation="silu", order=order, backend="reference")
     assert_close(conv_on(target, tensors, activation="silu", order=order), wanted, TOLERANCE[torch.float32])
 
 

@@ -14,13 +14,7 @@ SEGMAMBA = (Order(), Order(reverse=True), Order(slices=5))
 VMAMBA = (Order(), Order(slices=5), Order(reverse=True), Order(reverse=True, slices=5))
 D, N, RANK = 6, 4, 3
 
-
-@pytest.fixture(autouse=True)
-def _poison_empty_memory():
-    """torch.empty holds NaN while algorithms are deterministic, so that a value nobody wrote is seen."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 
 def parameters(dtype: torch.dtype, seed: int, without: tuple[str, ...] = ()) -> dict[str, Tensor]:

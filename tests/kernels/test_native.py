@@ -18,7 +18,10 @@ from umamba_kernels.selective_scan import reference as scan_reference
 LIBRARY = native.LIBRARY
 STATUS = available_backends()["cpu"]
 SETS = native.instruction_sets() if STATUS.available else []
-pytestmark = pytest.mark.skipif(not STATUS.available, reason=STATUS.reason)
+pytestmark = [
+    pytest.mark.skipif(not STATUS.available, reason=STATUS.reason),
+    pytest.mark.usefixtures("poisoned_memory"),
+]
 
 
 @pytest.fixture(params=SETS)
@@ -27,14 +30,6 @@ def _instruction_set(request):
     assert native.instruction_set() == request.param
     yield
     native.use_instruction_set(SETS[0])
-
-
-@pytest.fixture(autouse=True)
-def _poison_empty_memory():
-    """torch.empty holds NaN while algorithms are deterministic, so that a value nobody wrote is seen."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 def scan_tensors(batch: int, d: int, length: int, n: int, groups: int = 1, dtype=torch.float32) -> list[Tensor]:

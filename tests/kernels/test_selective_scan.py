@@ -26,6 +26,7 @@ from kernel_testing import (
     addresses,
     assert_close,
     assert_same_bits,
+    doubles,
     on,
     relative_rms,
     results,
@@ -35,13 +36,7 @@ from umamba_kernels import Order, selective_scan
 
 OPTIONAL = ("D", "z", "delta_bias")
 
-
-@pytest.fixture(autouse=True)
-def _poison_empty_memory():
-    """torch.empty holds NaN while algorithms are deterministic, so that a value nobody wrote is seen."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 
 def scan_results(tensors: dict[str, Tensor], **options) -> dict[str, Tensor]:
@@ -50,10 +45,6 @@ def scan_results(tensors: dict[str, Tensor], **options) -> dict[str, Tensor]:
 
 def scan_on(target: Target, tensors: dict[str, Tensor], **options) -> dict[str, Tensor]:
     return scan_results(on(target, tensors), backend=target.backend, **options)
-
-
-def doubles(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: x.detach().double().requires_grad_() for name, x in tensors.items()}
 
 
 def numpy_scan(tensors: dict[str, Tensor], delta_softplus: bool, order: Order) -> tuple[np.ndarray, np.ndarray]:

@@ -22,7 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from umamba_kernels.order import Order
-from umamba_kernels.triton_common import CompiledCase, on_device, sigmoid, uses_asm
+from umamba_kernels.triton_common import CompiledCase, on_device, sigmoid, token_address, uses_asm
 
 BLOCK = 64  # channels of a program, two a lane
 WARPS = 1
@@ -38,12 +38,6 @@ def _place(D, tokens, chunks, BLOCK: tl.constexpr):
     channel = program % blocks * BLOCK + tl.arange(0, BLOCK)
     chunk = program // blocks
     return channel.to(tl.int64), chunk % chunks * tokens, (chunk // chunks).to(tl.int64)
-
-
-@triton.jit
-def _address(t, length, slices):
-    """Address of a token before reversal."""
-    return t % slices * (length // slices) + t // slices
 
 
 @triton.jit
@@ -101,7 +95,7 @@ def _forward(
     out += batch * out_b + channel * out_d
     taps, start = _filter(weight, bias, channel, inside, weight_d, weight_j, bias_d, WIDTH, ACC)
 
-    address = _address(tl.maximum(first - (WIDTH - 1), 0), length, slices)
+    address = token_address(tl.maximum(first - (WIDTH - 1), 0), length, slices, False, True)  # before reversal
     window = ()  # the WIDTH - 1 tokens before t
     for j in tl.static_range(WIDTH - 1):
         exists = first - (WIDTH - 1) + j >= 0
@@ -149,7 +143,7 @@ def _backward(
     taps, start = _filter(weight, bias, channel, inside, weight_d, weight_j, bias_d, WIDTH, ACC)
     zero = tl.zeros_like(start)
 
-    address = _address(tl.maximum(first - 2 * (WIDTH - 1), 0), length, slices)
+    address = token_address(tl.maximum(first - 2 * (WIDTH - 1), 0), length, slices, False, True)
     addresses = ()  # of the WIDTH - 1 tokens before t, and below what they hold
     window = ()
     gradients = ()

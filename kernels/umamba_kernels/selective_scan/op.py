@@ -100,9 +100,9 @@ def selective_scan_backward(
     tensors = u, delta, A, B, C, D, z, delta_bias
     if u.numel() == 0:
         return tuple(u.new_empty(0) if x is None else torch.zeros_like(x) for x in tensors)
-    run = BACKENDS.proved(backend, u.device).backward
-    states = states.view(states_shape(u, A, backend))
-    gradients = run(dout, dlast, *tensors, states, delta_softplus, Order(reverse, slices))
+    module = BACKENDS.proved(backend, u.device)
+    states = states.view(module.states_shape(*u.shape, A.shape[1]))
+    gradients = module.backward(dout, dlast, *tensors, states, delta_softplus, Order(reverse, slices))
     return tuple(u.new_empty(0) if x is None else x for x in gradients)
 
 
