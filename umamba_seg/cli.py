@@ -17,7 +17,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--verbose", action="store_true", help="show what nnU-Net prints as well")
 
 
-def _add_root(parser: argparse.ArgumentParser) -> None:
+def _add_root(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--root",
         metavar="DIR",
@@ -26,7 +26,7 @@ def _add_root(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_dataset(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+def _add_dataset(parser: argparse._ActionsContainer, *, required: bool = True) -> None:
     parser.add_argument(
         "-d", metavar="DATASET", required=required, help="number or name, e.g. 4 or Dataset004_Hippocampus"
     )
@@ -80,7 +80,9 @@ def _share(text: str) -> float:
 
 
 def _convert(verbs: argparse._SubParsersAction) -> None:
-    parser = verbs.add_parser("convert", help="turn a data set into nnU-Net's raw form")
+    parser = verbs.add_parser(
+        "convert", help="turn a data set into nnU-Net's raw form, or an official checkpoint into a model"
+    )
     sources = parser.add_subparsers(dest="source", required=True, metavar="SOURCE")
 
     msd = sources.add_parser("msd", help="a folder of the Medical Segmentation Decathlon", allow_abbrev=False)
@@ -98,6 +100,20 @@ def _convert(verbs: argparse._SubParsersAction) -> None:
     for source in (msd, folder):
         _add_root(source)
         _add_common(source)
+
+    checkpoint = sources.add_parser(
+        "checkpoint", help="a checkpoint of nnU-Net, U-Mamba or LightM-UNet, for prediction", allow_abbrev=False
+    )
+    checkpoint.add_argument(
+        "official",
+        metavar="OFFICIAL.pth",
+        help="in its result folder, e.g. nnUNetTrainerUMambaBot__nnUNetPlans__2d/fold_0/checkpoint_final.pth",
+    )
+    checkpoint.add_argument("model", metavar="MODEL_FOLDER", help="where the model is written; folds add up in it")
+    checkpoint.add_argument(
+        "--network", metavar="NAME", help="the network that was trained (default: what the trainer's name says)"
+    )
+    _add_common(checkpoint)
 
 
 def _check(verbs: argparse._SubParsersAction) -> None:
@@ -209,6 +225,32 @@ def _quickstart(verbs: argparse._SubParsersAction) -> None:
     _add_common(parser)
 
 
+def _networks(verbs: argparse._SubParsersAction) -> None:
+    parser = verbs.add_parser("networks", help="list the networks: dimensions, parameters, paper", allow_abbrev=False)
+    _add_common(parser)
+
+
+def _cost(verbs: argparse._SubParsersAction) -> None:
+    parser = verbs.add_parser(
+        "cost",
+        help="what a network costs to train, beside its twin without the scan and nnU-Net's ResEnc baseline",
+        allow_abbrev=False,
+    )
+    parser.add_argument("network", metavar="NAME", help="as `umamba-seg networks` lists them")
+    of_plans = parser.add_argument_group("for a data set that is planned")
+    _add_dataset(of_plans, required=False)
+    of_plans.add_argument("-c", choices=_CONFIGURATIONS, help="configuration")
+    of_plans.add_argument("-p", metavar="PLANS", help="name of the plans (default: the only ones of this data set)")
+    of_patch = parser.add_argument_group("or for a patch alone, with the depth that nnU-Net would plan")
+    of_patch.add_argument("--patch", type=_positive, nargs="+", metavar="VOXELS", help="extent, e.g. 128 128 128")
+    of_patch.add_argument("--channels", type=_positive, metavar="N", help="of the input (default: 1)")
+    of_patch.add_argument("--classes", type=_positive, metavar="N", help="background included (default: 2)")
+    of_patch.add_argument("--batch", type=_positive, metavar="N", help="samples of a training step (default: 2)")
+    of_patch.add_argument("--features", type=_positive, metavar="N", help="channels of the first stage (default: 32)")
+    _add_device(parser)
+    _add_common(parser)
+
+
 def _info(verbs: argparse._SubParsersAction) -> None:
     parser = verbs.add_parser(
         "info", help="versions, devices, and which scan backend runs here and why", allow_abbrev=False
@@ -226,6 +268,17 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"umamba-seg {umamba_seg.__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for add in (_convert, _check, _plan_and_preprocess, _train, _predict, _evaluate, _quickstart, _info):
+    for add in (
+        _convert,
+        _check,
+        _plan_and_preprocess,
+        _train,
+        _predict,
+        _evaluate,
+        _quickstart,
+        _networks,
+        _cost,
+        _info,
+    ):
         add(verbs)
     return parser

@@ -18,8 +18,13 @@ from umamba_seg.log import logger
 if TYPE_CHECKING:
     import torch
 
+    from umamba_seg.cost import Setting
+    from umamba_seg.networks import NetworkSpec
+
 
 def convert(args: Namespace) -> dict:
+    if args.source == "checkpoint":
+        return _convert_checkpoint(args)
     raw = paths.resolve(args.root).raw
     if args.source == "msd":
         from umamba_seg.datasets import msd
@@ -34,6 +39,16 @@ def convert(args: Namespace) -> dict:
         )
     logger.info("written: %s", folder)
     return {"dataset": folder.name, "folder": str(folder)}
+
+
+def _convert_checkpoint(args: Namespace) -> dict:
+    from umamba_seg.convert_checkpoint import convert_checkpoint
+    from umamba_seg.networks import find
+
+    network = None if args.network is None else find(args.network)
+    result = convert_checkpoint(Path(args.official), Path(args.model), network)
+    logger.info("%s, %s: written: %s", result["network"], result["configuration"], result["checkpoint"])
+    return result
 
 
 def check(args: Namespace) -> dict:
@@ -67,6 +82,7 @@ def plan_and_preprocess(args: Namespace) -> dict:
     from umamba_seg.plan.plans import require_configuration, require_plans_name
 
     network = find(args.network)
+    network.require_segmentation()
     if args.p is not None:
         require_plans_name(args.p)
     folders = paths.resolve(args.root).export()
@@ -121,14 +137,13 @@ def _plans_for_cpu(args: Namespace) -> bool:
 
 
 def _log_plan(name: str, configuration: dict) -> None:
-    arguments = configuration["architecture"]["arch_kwargs"]
     logger.info(
         "%s: patch %s, batch %d, spacing %s mm, features %s",
         name,
         "x".join(map(str, configuration["patch_size"])),
         configuration["batch_size"],
         "x".join(f"{step:.3g}" for step in configuration["spacing"]),
-        arguments["features"],
+        configuration["topology"]["features"],
     )
 
 
@@ -326,6 +341,83 @@ def evaluate(args: Namespace) -> dict:
     if not args.json:
         print(summary_table(summary, labels))
     return {"summary": str(output), "foreground_mean": summary["foreground_mean"], "mean": summary["mean"]}
+
+
+def networks(args: Namespace) -> list[dict]:
+    from umamba_seg.cost import overview, overview_as_text
+
+    found = overview()
+    if not args.json:
+        print(overview_as_text(found))
+    return found
+
+
+def cost(args: Namespace) -> dict:
+    from umamba_seg.networks import find
+
+    network = find(args.network)
+    _require_one_setting(args)
+    setting = _patch_setting(args, network) if args.d is None else _planned_setting(args)
+    from umamba_seg.cost import as_text, card
+
+    facts = card(network, setting, _device(args.device))
+    if not args.json:
+        print(as_text(facts))
+    return facts
+
+
+def _require_one_setting(args: Namespace) -> None:
+    """Either a planned data set or a patch, and nothing that belongs to the other."""
+    of_plans = {"-d": args.d, "-c": args.c, "-p": args.p, "--root": args.root}
+    of_patch = {
+        "--patch": args.patch,
+        "--channels": args.channels,
+        "--classes": args.classes,
+        "--batch": args.batch,
+        "--features": args.features,
+    }
+    plans, patch = ([name for name, value in group.items() if value is not None] for group in (of_plans, of_patch))
+    if plans and patch:
+        raise UserError("cost", f"{plans[0]} and {patch[0]} exclude each other", "give -d and -c, or --patch")
+    if not {"-d", "-c"} <= set(plans) and "--patch" not in patch:
+        raise UserError(
+            "cost", "not told on what", "give -d DATASET and -c CONFIGURATION, or --patch VOXELS VOXELS VOXELS"
+        )
+
+
+def _patch_setting(args: Namespace, network: NetworkSpec) -> Setting:
+    from umamba_seg.plan.topology import topology_for
+    from umamba_seg.text import times
+
+    network.require_dims(len(args.patch))
+    topology = topology_for(args.patch, base_features=args.features or 32)
+    if topology.patch_size != tuple(args.patch):
+        logger.info("patch: rounded up to %s, as nnU-Net does", times(topology.patch_size))
+    from umamba_seg.cost import Setting
+
+    return Setting(topology, args.channels or 1, args.classes or 2, args.batch or 2)
+
+
+def _planned_setting(args: Namespace) -> Setting:
+    from umamba_seg.datasets.labels import Labels
+    from umamba_seg.plan.plans import read_plans, require_configuration, require_network, topology_of
+
+    folders = paths.resolve(args.root)
+    preprocessed = folders.preprocessed / folders.dataset_name(args.d)
+    plans = read_plans(preprocessed, args.p)
+    require_configuration(plans, args.c)
+    configuration = plans["configurations"][args.c]
+    require_network(configuration, f"-c {args.c}")
+    description = read_json(preprocessed / "dataset.json")
+    labels = Labels.from_json(description, preprocessed / "dataset.json")
+    from umamba_seg.cost import Setting
+
+    return Setting(
+        topology_of(configuration),
+        input_channels=len(description["channel_names"]),
+        num_classes=labels.num_classes,
+        batch_size=configuration["batch_size"],
+    )
 
 
 def info(args: Namespace) -> dict:

@@ -24,6 +24,8 @@ from umamba_seg.errors import CasesFailed, UserError
 from umamba_seg.files import make_folder, read_json, write_json
 from umamba_seg.layout import use_fast_layout
 from umamba_seg.log import logger, progress, quiet
+from umamba_seg.networks.own import require_class
+from umamba_seg.plan.plans import require_network
 from umamba_seg.text import shorten
 from umamba_seg.train.checkpoints import load_checkpoint, load_weights
 
@@ -67,6 +69,8 @@ class Predictor(nnUNetPredictor):
         checkpoints = [load_checkpoint(path) for path in files]
         first = checkpoints[0]
         configuration = plans_manager.get_configuration(first["init_args"]["configuration"])
+        require_network(configuration.configuration, f"{model_folder / 'plans.json'}")
+        require_class(configuration.network_arch_class_name)
         with quiet():
             predictor = cls(tile_step_size=step_size, use_mirroring=mirroring, device=device, allow_tqdm=False)
             network = nnUNetTrainer.build_network_architecture(

@@ -62,7 +62,7 @@ def _filled(key: str, shape: list[int]) -> np.ndarray:
         value = 0.1 * n if key.rsplit(".", 1)[-1] in ("bias", "beta", "running_mean") else 1.0 + 0.1 * n
     else:
         value = n / math.sqrt(math.prod(shape[1:]))
-    return value.astype(np.float32)
+    return np.asarray(value, dtype=np.float32)  # a counter has no dimension, and would turn into a scalar
 
 
 @pytest.fixture(scope="session")

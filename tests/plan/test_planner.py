@@ -6,10 +6,12 @@ import math
 import pytest
 
 from umamba_seg.datasets.synthetic import make_dataset
+from umamba_seg.errors import UserError
 from umamba_seg.networks import find
 from umamba_seg.paths import resolve
 from umamba_seg.plan.budgets import cpu_budget, gpu_budget
 from umamba_seg.plan.planner import plan_dataset
+from umamba_seg.plan.plans import require_network
 
 KINDS = {  # shape (z, y, x), spacing in mm, channels
     "large isotropic CT": ((320, 512, 512), (1.0, 0.8, 0.8), 1),
@@ -21,9 +23,9 @@ KINDS = {  # shape (z, y, x), spacing in mm, channels
 
 @pytest.fixture
 def plan(tmp_path):
-    """``plan(kind, budget)`` plans a data set of 100 cases of one kind."""
+    """``plan(kind, budget, network=...)`` plans a data set of 100 cases of one kind."""
 
-    def run(kind, budget, name="p"):
+    def run(kind, budget, name="p", network="umamba_bot"):
         shape, spacing, channels = KINDS[kind]
         folders = resolve(tmp_path).export()
         raw = folders.raw / "Dataset001_Kind"
@@ -46,7 +48,7 @@ def plan(tmp_path):
             "median_relative_size_after_cropping": 1.0,
         }
         (preprocessed / "dataset_fingerprint.json").write_text(json.dumps(fingerprint))
-        plan_dataset("Dataset001_Kind", find("umamba_bot"), budget, name)
+        plan_dataset("Dataset001_Kind", find(network), budget, name)
         return json.loads((preprocessed / f"{name}.json").read_text())
 
     return run
@@ -99,3 +101,62 @@ def test_data_is_named_after_what_shapes_it_not_after_the_plan(plan):
     assert len(names) == 1
     assert next(iter(names)).startswith("6x2.5x2.5mm_ZScore_")
     assert plan("4-modality brain", cpu_budget())["configurations"]["3d_fullres"]["data_identifier"] not in names
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("network", "step"), [("segmamba", 16), ("nnmamba_ds", 16), ("lightmunet_noscan", 8)])
+def test_networks_of_fixed_depth_get_nnunets_patch_rounded_up(plan, kind, network, step):
+    theirs = plan(kind, cpu_budget(), "theirs")["configurations"]["3d_fullres"]
+    ours = plan(kind, cpu_budget(), "ours", network)["configurations"]["3d_fullres"]
+    for extent, wished in zip(ours["patch_size"], theirs["patch_size"], strict=True):
+        assert extent % step == 0
+        assert 0 <= extent - wished < 2 * step
+    assert 2 <= ours["batch_size"] <= theirs["batch_size"]
+
+
+def test_a_plan_of_segmamba_has_the_planes_of_its_patch_as_slices(plan):
+    configuration = plan("large isotropic CT", gpu_budget(24), network="segmamba")["configurations"]["3d_fullres"]
+    assert configuration["architecture"]["arch_kwargs"] == {
+        "features_per_stage": [48, 96, 192, 384],
+        "hidden_size": 768,
+        "slices": [configuration["patch_size"][0] // step for step in (2, 4, 8, 16)],
+    }
+    assert configuration["output_strides"] == [[1, 1, 1]]
+
+
+def test_a_plan_keeps_the_configurations_whose_dimensions_the_network_has(plan):
+    assert set(plan("anisotropic cardiac", cpu_budget())["configurations"]) == {"2d", "3d_fullres"}
+    assert set(plan("anisotropic cardiac", cpu_budget(), "s", "segmamba")["configurations"]) == {"3d_fullres"}
+
+
+def test_plans_of_another_network_are_not_written_over(plan):
+    plan("tiny", cpu_budget())
+    with pytest.raises(UserError, match=r"p\.json: holds plans for umamba_bot; .* -p"):
+        plan("tiny", cpu_budget(), network="lightmunet")
+    assert plan("tiny", gpu_budget(8))["umamba_seg"]["budget"] == "8gb"
+
+
+def test_plans_tell_at_which_resolutions_a_network_answers(plan):
+    plans = plan("anisotropic cardiac", cpu_budget(), network="nnmamba_ds")
+    assert plans["configurations"]["3d_fullres"]["output_strides"] == [[n] * 3 for n in (1, 2, 4, 8)]
+
+
+def test_a_plan_of_a_network_with_channel_tokens_is_tied_to_its_patch(plan):
+    configuration = plan("4-modality brain", gpu_budget(8), network="umamba_enc")["configurations"]["3d_fullres"]
+    arguments = configuration["architecture"]["arch_kwargs"]
+    assert arguments["patch_size"] == configuration["patch_size"]
+    assert "channels" in arguments["mamba_tokens"]
+    require_network(configuration, "plans")
+    configuration["patch_size"] = [size // 2 for size in configuration["patch_size"]]
+    with pytest.raises(UserError, match=r"can be built for .* only: channels are tokens"):
+        require_network(configuration, "plans")
+
+
+def test_plans_of_another_version_are_refused():
+    with pytest.raises(UserError, match="was not planned by this version"):
+        require_network({"patch_size": [8, 8]}, "plans")
+
+
+def test_a_classifier_is_not_planned():
+    with pytest.raises(UserError, match="nnmamba_cls: is a network for classification"):
+        find("nnmamba_cls").require_segmentation()

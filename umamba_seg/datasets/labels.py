@@ -60,6 +60,11 @@ class Labels:
         return tuple(sorted(known))
 
     @property
+    def num_classes(self) -> int:
+        """Channels of a network's logits: one per region, or else one per label and one for the background."""
+        return len(self.foreground) + (not self.has_regions)
+
+    @property
     def has_regions(self) -> bool:
         """Whether any label is a union of several values, so that labels may overlap."""
         return any(isinstance(value, tuple) for value in self.foreground.values())

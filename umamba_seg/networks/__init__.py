@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from umamba_seg.errors import UserError
@@ -11,7 +12,7 @@ from umamba_seg.networks.spec import NetworkSpec, Topology
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["NetworkSpec", "Topology", "all_networks", "build", "find", "load_official"]
+__all__ = ["NetworkSpec", "Topology", "all_networks", "build", "build_from", "find", "load_official"]
 
 
 def all_networks() -> tuple[NetworkSpec, ...]:
@@ -20,15 +21,20 @@ def all_networks() -> tuple[NetworkSpec, ...]:
 
 
 def find(name: str) -> NetworkSpec:
-    """The network called ``name``.
+    """The network called ``name``, or one of the user's own, ``package.module:NAME``.
 
     Raises:
         UserError: There is none; the message lists those there are.
     """
+    if ":" in name:
+        from umamba_seg.networks.own import find_own
+
+        return find_own(name)
     for spec in NETWORKS:
         if spec.name == name:
             return spec
-    raise UserError(f"network {name!r}", "unknown", f"choose one of {', '.join(spec.name for spec in NETWORKS)}")
+    known = ", ".join(spec.name for spec in NETWORKS)
+    raise UserError(f"network {name!r}", "unknown", f"choose one of {known}, or name your own as package.module:NAME")
 
 
 def build(
@@ -36,40 +42,80 @@ def build(
     *,
     input_channels: int,
     num_classes: int,
-    topology: Topology,
+    topology: Topology | None = None,
     deep_supervision: bool = False,
     **arguments: Any,
 ) -> nn.Module:
     """Build and initialise a network.
 
     Args:
-        name: A name of the catalog.
+        name: A name of the catalog, or ``package.module:NAME``.
         input_channels: Channels of the input.
         num_classes: Channels of the logits.
-        topology: Patch size, strides, kernel sizes and features.
-        deep_supervision: Return logits of every decoder stage, finest first, instead of the finest alone.
-        arguments: Override what the catalog derives from the topology.
+        topology: Patch size, strides, kernel sizes and features. Networks of fixed depth (SegMamba, nnMamba,
+            LightM-UNet) take the number of dimensions from it and nothing else.
+        deep_supervision: Return logits of several resolutions, finest first, where the network can.
+        arguments: Arguments of the network's class, by their names in the paper, instead of what follows from the
+            topology or of the published values: SegMamba ``depths, features_per_stage, hidden_size, slices``, nnMamba
+            ``channels, blocks``, LightM-UNet ``spatial_dims, init_filters, blocks_down, blocks_up``.
 
     Returns:
         A module that maps (batch, input_channels, *spatial) to logits (batch, num_classes, *spatial).
 
     Raises:
-        UserError: Unknown name, or a topology of dimensions that the network does not have.
+        UserError: Unknown name, a topology of dimensions that the network does not have, or none where one is needed.
     """
-    import pydoc
-
     spec = find(name)
-    if topology.dims not in spec.dims:
-        wanted = " or ".join(f"{dims}-D" for dims in spec.dims)
-        raise UserError(f"network {name}", f"the topology is {topology.dims}-D", f"this network is {wanted} only")
-    network_class: Any = pydoc.locate(spec.network)
-    network = network_class(
+    return build_from(
+        spec.network,
+        _derived(spec, topology) | spec.constants | arguments,
+        spec.imports,
         input_channels=input_channels,
         num_classes=num_classes,
         deep_supervision=deep_supervision,
-        **(spec.arguments(topology) | arguments),
     )
-    return network.apply(network_class.initialize)
+
+
+def _derived(spec: NetworkSpec, topology: Topology | None) -> dict:
+    """What follows from the topology."""
+    if topology is None:
+        if spec.levels is None:
+            raise UserError(f"network {spec.name}", "its depth is open", "give a topology")
+        return {}
+    spec.require_dims(topology.dims)
+    if spec.levels is None:
+        return spec.arguments(topology)
+    return {"spatial_dims": topology.dims} if len(spec.dims) > 1 else {}
+
+
+def build_from(
+    network: str,
+    arguments: dict,
+    imports: Sequence[str],
+    *,
+    input_channels: int,
+    num_classes: int,
+    deep_supervision: bool,
+) -> nn.Module:
+    """Build and initialise the class at the dotted path ``network``, as plans describe it.
+
+    Args:
+        network: Dotted path of the class.
+        arguments: Its keyword arguments.
+        imports: Names of those that are dotted paths themselves.
+        input_channels, num_classes, deep_supervision: See :func:`build`.
+    """
+    import pydoc
+
+    network_class: Any = pydoc.locate(network)
+    resolved = {key: pydoc.locate(arguments[key]) for key in imports if arguments[key] is not None}
+    module = network_class(
+        input_channels=input_channels,
+        num_classes=num_classes,
+        deep_supervision=deep_supervision,
+        **(arguments | resolved),
+    )
+    return module.apply(module.initialize) if hasattr(module, "initialize") else module
 
 
 def load_official(network: nn.Module, state_dict: dict[str, Tensor]) -> None:
@@ -79,7 +125,8 @@ def load_official(network: nn.Module, state_dict: dict[str, Tensor]) -> None:
 
     Args:
         network: Built with the same topology as the checkpoint.
-        state_dict: The official state dict (for nnU-Net checkpoints, the entry ``network_weights``).
+        state_dict: The official state dict (for nnU-Net checkpoints, the entry ``network_weights``; the command
+            ``umamba-seg convert checkpoint`` takes such a file whole).
 
     Raises:
         UserError: Entries are missing, unknown, of another shape, or contradict each other; all are listed.

@@ -12,12 +12,12 @@ from umamba_seg.text import shorten
 
 
 def _our_names(network: nn.Module, official: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Apply the network's ``OFFICIAL_NAMES`` (regex, replacement); also return aliases that contradict."""
+    """Apply the network's ``official_names`` (regex, replacement); also return aliases that contradict."""
     renamed: dict[str, Tensor] = {}
     contradicting = []
     for key, value in official.items():
         name = key
-        for pattern, replacement in network.OFFICIAL_NAMES:  # type: ignore[union-attr]
+        for pattern, replacement in getattr(network, "official_names", ()):
             name = re.sub(pattern, replacement, name)
         if name in renamed and not torch.equal(renamed[name], value):
             contradicting.append(f"{key} (differs from {name})")
@@ -34,7 +34,7 @@ def load_official(network: nn.Module, state_dict: dict[str, Tensor]) -> None:
         "unknown to the network": sorted(renamed.keys() - own.keys()),
         "of another shape": [
             f"{name} {tuple(renamed[name].shape)} for {tuple(own[name].shape)}"
-            for name in own.keys() & renamed.keys()
+            for name in sorted(own.keys() & renamed.keys())
             if renamed[name].shape != own[name].shape
         ],
         "contradicting aliases": contradicting,

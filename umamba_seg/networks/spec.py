@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
 
 from umamba_seg.errors import UserError
 
@@ -63,15 +64,54 @@ class Topology:
 
 
 @dataclass(frozen=True)
+class FixedLevels:
+    """What a network whose depth the plan cannot choose asks of its input: every level has half the extent.
+
+    Args:
+        features: Channels of each level, full resolution first, in the published network.
+        narrowest: Fewest channels of the first level that the network can be built with.
+    """
+
+    features: tuple[int, ...]
+    narrowest: int = 1
+
+    def topology(self, patch_size: Sequence[int], width: float = 1.0) -> Topology:
+        """The topology for a patch, rounded up to what the levels divide and to two voxels at the coarsest.
+
+        Args:
+            patch_size: Wished extent in voxels.
+            width: Share of the published network's channels.
+        """
+        step = 2 ** (len(self.features) - 1)
+        patch = tuple(step * -(-extent // step) for extent in patch_size)
+        if all(extent == step for extent in patch):  # instance norm has nothing to compare a single voxel with
+            patch = (*patch[:-1], 2 * step)
+        width = max(width, self.narrowest / self.features[0])
+        dims = len(patch)
+        return Topology(
+            patch_size=patch,
+            strides=((1,) * dims, *((2,) * dims,) * (len(self.features) - 1)),
+            kernel_sizes=((3,) * dims,) * len(self.features),
+            features=tuple(round(channels * width) for channels in self.features),
+        )
+
+
+@dataclass(frozen=True)
 class NetworkSpec:
     """An entry of the catalog.
 
     Args:
         name: What the user types, e.g. ``umamba_bot``.
         network: Dotted path of the class; the plans hold it and nnU-Net builds the network from it.
-        arguments: Topology -> JSON-serialisable keyword arguments of the class.
+        arguments: Topology -> JSON-serialisable keyword arguments of the class that follow from it.
         dims: Numbers of spatial dimensions that the class accepts.
         paper: Where the architecture is described.
+        constants: Keyword arguments of the class that make this network of it.
+        levels: Of a network of fixed depth; None where the plan chooses the depth.
+        imports: Names of arguments that are dotted paths (conv_op and the like), which whoever builds it resolves.
+        task: What its output is; the pipeline trains segmentation networks.
+        remark: What to know when its costs are compared with published ones.
+        twin: Name of the same network without the scan; None for one that has none.
     """
 
     name: str
@@ -79,3 +119,30 @@ class NetworkSpec:
     arguments: Callable[[Topology], dict]
     dims: tuple[int, ...]
     paper: str
+    constants: dict = field(default_factory=dict)
+    levels: FixedLevels | None = None
+    imports: tuple[str, ...] = ()
+    task: Literal["segmentation", "classification", "landmarks"] = "segmentation"
+    remark: str = ""
+    twin: str | None = None
+
+    def planned(self, topology: Topology) -> dict:
+        """The keyword arguments that a plan holds.
+
+        Raises:
+            UserError: The network does not have the topology's number of dimensions.
+        """
+        self.require_dims(topology.dims)
+        return self.arguments(topology) | self.constants
+
+    def require_segmentation(self) -> None:
+        """Refuse to plan a network whose output is no segmentation."""
+        if self.task != "segmentation":
+            what = f"is a network for {self.task}, and the pipeline trains segmentation"
+            raise UserError(f"network {self.name}", what, "choose another, or build this one in Python")
+
+    def require_dims(self, dims: int) -> None:
+        """Refuse a number of spatial dimensions that the network does not have."""
+        if dims not in self.dims:
+            there = " or ".join(f"{number}-D" for number in self.dims)
+            raise UserError(f"network {self.name}", f"{dims}-D was asked for", f"this network is {there} only")

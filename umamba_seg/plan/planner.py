@@ -4,33 +4,40 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from importlib.metadata import version
+from pathlib import Path
 
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
+from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 
 import umamba_seg
 from umamba_seg.errors import UserError
+from umamba_seg.files import read_json
 from umamba_seg.log import quiet
 from umamba_seg.networks import NetworkSpec, Topology
+from umamba_seg.plan.architecture import describe
 from umamba_seg.plan.budgets import Budget
-from umamba_seg.plan.plans import PLANS_TABLE
+from umamba_seg.plan.plans import PLANS_TABLE, topology_of
 from umamba_seg.text import times
 
+_PUBLISHED_FEATURES = 32  # of the first stage, in nnU-Net's plans and in the networks of fixed depth
 
-def _tuples(rows) -> tuple[tuple[int, ...], ...]:
-    return tuple(tuple(int(value) for value in row) for row in rows)
+
+def _lists(rows) -> list[list[int]]:
+    return [list(row) for row in rows]
 
 
 def _topology(configuration: dict) -> Topology:
     """What nnU-Net's search found for its own U-Net."""
     arguments = configuration["architecture"]["arch_kwargs"]
-    return Topology(
-        patch_size=tuple(int(extent) for extent in configuration["patch_size"]),
-        strides=_tuples(arguments["strides"]),
-        kernel_sizes=_tuples(arguments["kernel_sizes"]),
-        features=tuple(int(width) for width in arguments["features_per_stage"]),
+    return topology_of(
+        {
+            "patch_size": configuration["patch_size"],
+            "topology": arguments | {"features": arguments["features_per_stage"]},
+        }
     )
 
 
@@ -39,7 +46,8 @@ class Planner(ExperimentPlanner):
 
     Args:
         dataset_name: E.g. ``Dataset004_Hippocampus``; its fingerprint must exist and nnU-Net's folders be exported.
-        network: The network that the plans name.
+        network: The network that the plans name. One of fixed depth gets nnU-Net's patch, rounded up to what it
+            divides, and a batch that is smaller by as much.
         budget: What it may cost.
         plans_name: File name of the plans, without ending.
     """
@@ -67,6 +75,24 @@ class Planner(ExperimentPlanner):
 
     def get_plans_for_configuration(self, *args, **kwargs) -> dict:
         plan = super().get_plans_for_configuration(*args, **kwargs)
+        found = _topology(plan)
+        if self.network.levels is None:
+            topology = found
+            self._require_three_stages(plan)
+        else:
+            topology = self.network.levels.topology(found.patch_size, self.budget.base_features / _PUBLISHED_FEATURES)
+            growth = math.prod(topology.patch_size) / math.prod(found.patch_size)
+            plan["batch_size"] = max(self.UNet_min_batch_size, int(plan["batch_size"] / growth))
+        plan["patch_size"] = list(topology.patch_size)
+        plan["topology"] = {
+            "strides": _lists(topology.strides),
+            "kernel_sizes": _lists(topology.kernel_sizes),
+            "features": list(topology.features),
+        }
+        plan["data_identifier"] = self._shared_data_name(plan)
+        return plan
+
+    def _require_three_stages(self, plan: dict) -> None:
         if len(plan["architecture"]["arch_kwargs"]["strides"]) < 3:
             raise UserError(
                 self.dataset_name,
@@ -74,13 +100,6 @@ class Planner(ExperimentPlanner):
                 "than the three stages that nnU-Net's deep supervision needs",
                 "use larger images",
             )
-        plan["architecture"] = {
-            "network_class_name": self.network.network,
-            "arch_kwargs": self.network.arguments(_topology(plan)),
-            "_kw_requires_import": [],
-        }
-        plan["data_identifier"] = self._shared_data_name(plan)
-        return plan
 
     def _shared_data_name(self, plan: dict) -> str:
         """Preprocessed data is named after what shapes it, so that networks and budgets share it."""
@@ -97,6 +116,8 @@ class Planner(ExperimentPlanner):
         return f"{spacing}mm_{schemes}_{digest}"
 
     def save_plans(self, plans: dict) -> None:
+        """Write the plans, with our network in the configurations whose dimensions it has, and our table."""
+        plans["configurations"] = self._configurations_of_network(plans["configurations"])
         plans[PLANS_TABLE] = {
             "network": self.network.name,
             "budget": self.budget.name,
@@ -105,12 +126,36 @@ class Planner(ExperimentPlanner):
         }
         super().save_plans(plans)
 
+    def _configurations_of_network(self, configurations: dict) -> dict:
+        kept = {}
+        for name, plan in configurations.items():
+            if "inherits_from" in plan:
+                if plan["inherits_from"] in kept:
+                    kept[name] = plan
+            elif len(plan["patch_size"]) in self.network.dims:
+                kept[name] = plan | describe(self.network, topology_of(plan))
+        if not kept:
+            self.network.require_dims(len(configurations["2d"]["patch_size"]))
+        return kept
+
+
+def _refuse_other_network(dataset_name: str, network: NetworkSpec, plans_name: str) -> None:
+    """nnU-Net keeps configurations that only the old plans have, and models are found by the plans' name."""
+    path = Path(nnUNet_preprocessed) / dataset_name / f"{plans_name}.json"
+    there = read_json(path).get(PLANS_TABLE, {}).get("network") if path.is_file() else None
+    if there not in (None, network.name):
+        raise UserError(path, f"holds plans for {there}", "choose another name with -p")
+
 
 def plan_dataset(dataset_name: str, network: NetworkSpec, budget: Budget, plans_name: str) -> dict:
     """Plan every configuration of a data set and write ``plans_name.json`` into its preprocessed folder.
 
     Returns:
         The plans as written.
+
+    Raises:
+        UserError: The network has none of the data set's dimensions, or plans of this name are there for another one.
     """
+    _refuse_other_network(dataset_name, network, plans_name)
     with quiet():
         return Planner(dataset_name, network, budget, plans_name).plan_experiment()

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from umamba_seg.errors import UserError
 from umamba_seg.files import parse_json, read_json
+from umamba_seg.networks import Topology
+from umamba_seg.text import times
 
 PLANS_TABLE = "umamba_seg"  # our table in the plans; nnU-Net carries unknown tables through untouched
 
@@ -64,4 +66,41 @@ def require_configuration(plans: dict, configuration: str) -> None:
             f"-c {configuration}",
             f"not a configuration of the plans {plans['plans_name']}",
             f"choose one of {', '.join(there)}",
+        )
+
+
+def topology_of(configuration: dict) -> Topology:
+    """The topology that a configuration was planned with."""
+    table = configuration["topology"]
+
+    def rows(key: str) -> tuple[tuple[int, ...], ...]:
+        return tuple(tuple(int(value) for value in row) for row in table[key])
+
+    return Topology(
+        patch_size=tuple(int(extent) for extent in configuration["patch_size"]),
+        strides=rows("strides"),
+        kernel_sizes=rows("kernel_sizes"),
+        features=tuple(int(width) for width in table["features"]),
+    )
+
+
+def require_network(configuration: dict, where: str) -> None:
+    """Refuse a configuration whose network does not fit it.
+
+    Args:
+        configuration: Of the plans.
+        where: What to call it in the message.
+
+    Raises:
+        UserError: It was written by another version, or the patch size is not the one that the network is tied to.
+    """
+    if "output_strides" not in configuration:
+        raise UserError(where, "was not planned by this version of umamba-seg", "plan and train again")
+    tied = configuration["architecture"]["arch_kwargs"].get("patch_size")
+    if tied is not None and list(tied) != list(configuration["patch_size"]):
+        raise UserError(
+            where,
+            f"patch_size is {times(configuration['patch_size'])}, but the network can be built for {times(tied)} only: "
+            "channels are tokens of its Mamba layers",
+            "restore the patch size, or plan again",
         )

@@ -26,9 +26,10 @@ from umamba_seg.errors import UserError
 from umamba_seg.files import write_json
 from umamba_seg.layout import use_fast_layout
 from umamba_seg.log import logger, quiet, step_bar
+from umamba_seg.networks.own import require_class
 from umamba_seg.plan.options import TrainingOptions
-from umamba_seg.plan.plans import PLANS_TABLE
-from umamba_seg.train.checkpoints import load_checkpoint, load_weights
+from umamba_seg.plan.plans import PLANS_TABLE, require_network
+from umamba_seg.train.checkpoints import load_checkpoint, load_weights, save_checkpoint
 from umamba_seg.train.clock import Clock
 
 _SCALER_MAY_SKIP = 10  # losses in a row that are not finite; halving ten times takes 65536 to 64
@@ -83,6 +84,11 @@ class UMambaSegTrainer(nnUNetTrainer):
         self.num_iterations_per_epoch = options.iterations_per_epoch
         self.num_val_iterations_per_epoch = options.val_iterations_per_epoch
         self.save_every = 10
+        planned = self.configuration_manager.configuration
+        require_network(planned, f"plans {plans['plans_name']}, {configuration}")
+        require_class(planned["architecture"]["network_class_name"])
+        self.output_strides: list[list[int]] = planned["output_strides"]
+        self.enable_deep_supervision = len(self.output_strides) > 1
         self.clock = Clock(math.inf if options.max_minutes is None else options.max_minutes * 60)
         self.iterations = 0
         self._bad_losses = 0
@@ -104,8 +110,19 @@ class UMambaSegTrainer(nnUNetTrainer):
         return optimizer, ProgressPolyLR(optimizer, self.initial_lr, lambda: self.progress)
 
     def _do_i_compile(self) -> bool:
-        """Only when asked for: compiling takes minutes and our scan is a Python loop to it."""
+        """Only when asked for: compiling takes minutes."""
         return "nnUNet_compile" in os.environ and super()._do_i_compile()
+
+    def _get_deep_supervision_scales(self) -> list[list[float]] | None:
+        """Of the network's outputs, whose number nnU-Net would derive from the strides of a U-Net."""
+        if not self.enable_deep_supervision:
+            return None
+        return [[1 / step for step in strides] for strides in self.output_strides]
+
+    def set_deep_supervision_enabled(self, enabled: bool) -> None:
+        """Nothing for a network with one output: it need not have nnU-Net's switch."""
+        if self.enable_deep_supervision:
+            super().set_deep_supervision_enabled(enabled)
 
     def plot_network_architecture(self) -> None:
         """Nothing: nnU-Net's plot needs a library that it does not install."""
@@ -239,7 +256,7 @@ class UMambaSegTrainer(nnUNetTrainer):
     # --------------------------------------------------------------------------------------------------- checkpoints
 
     def save_checkpoint(self, filename: str) -> None:
-        """nnU-Net's checkpoint, written to a temporary file and renamed.
+        """nnU-Net's checkpoint in plain values.
 
         ``trainer_name`` names nnU-Net's own trainer: its predictor looks the class up among its own, and ours adds
         nothing to prediction (the network is found through the plans).
@@ -257,9 +274,7 @@ class UMambaSegTrainer(nnUNetTrainer):
             "trainer_name": nnUNetTrainer.__name__,
             "inference_allowed_mirroring_axes": self.inference_allowed_mirroring_axes,
         }
-        part = Path(filename).with_suffix(".part")
-        torch.save(checkpoint, part)
-        os.replace(part, filename)
+        save_checkpoint(Path(filename), checkpoint)
 
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
         """Restore network, optimizer, epoch, time spent and logs. Nothing but plain values is unpickled."""

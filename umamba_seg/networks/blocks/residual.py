@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 CONV = {2: nn.Conv2d, 3: nn.Conv3d}
@@ -13,6 +14,19 @@ _SLOPE = 0.01  # of every LeakyReLU, as in nnU-Net
 
 def _same(kernel_size: Sequence[int]) -> tuple[int, ...]:
     return tuple(extent // 2 for extent in kernel_size)
+
+
+def unbounded(conv: nn.Module, x: Tensor) -> Tensor:
+    """Apply a convolution whose result no norm bounds.
+
+    Under float16 autocast it runs in float32 and answers in it: along such convolutions an image of large values meets
+    the end of float16 at 65504, in its weights' gradients first. bfloat16 has float32's range and needs no care.
+    """
+    device = x.device.type
+    if torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16:
+        with torch.autocast(device, enabled=False):
+            return conv(x.float())
+    return conv(x)
 
 
 class ConvNorm(nn.Module):
@@ -72,7 +86,7 @@ class ProjectedBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm2(self.conv2(self.act(self.norm1(self.conv1(x)))))
-        return self.act(y + self.conv3(x[self.seen]))
+        return self.act(y + unbounded(self.conv3, x[self.seen]))
 
 
 def residual_stage(

@@ -1,0 +1,103 @@
+"""Networks of the user's own."""
+
+import sys
+
+import pytest
+import torch
+
+from umamba_seg.errors import UserError
+from umamba_seg.networks import Topology, build, find
+from umamba_seg.networks.own import require_class
+from umamba_seg.plan.architecture import describe
+
+TOPOLOGY = Topology((8, 16), ((1, 1), (2, 2), (1, 2)), ((3, 3),) * 3, (4, 8, 8))
+MODULE = """
+from torch import nn
+
+from umamba_seg.networks import NetworkSpec
+
+
+class Plain(nn.Module):
+    def __init__(self, input_channels, num_classes, *, strides, features, deep_supervision=False):
+        super().__init__()
+        self.strides, self.head = strides, nn.Conv2d(input_channels, num_classes, 1)
+
+    def forward(self, x):
+        return self.head(x)
+
+
+class Halved(Plain):
+    def forward(self, x):
+        return self.head(x)[..., ::2]
+
+
+class Unfit(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+
+
+SPEC = NetworkSpec(
+    name="mine", network=f"{__name__}.Plain", arguments=lambda topology: {"strides": [], "features": []}, dims=(2,),
+    paper="none",
+)
+NUMBER = 3
+"""
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    """A module of the user's, in the current folder; returns its name."""
+    name = f"mine_{tmp_path.name}"
+    (tmp_path / f"{name}.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    return name
+
+
+def test_a_class_is_built_with_what_its_signature_names(mine):
+    network = build(f"{mine}:Plain", input_channels=3, num_classes=2, topology=TOPOLOGY)
+    assert network.strides == [[1, 1], [2, 2], [1, 2]]
+    assert network(torch.zeros(1, 3, 8, 16)).shape == (1, 2, 8, 16)
+
+
+def test_the_plan_names_it_by_its_dotted_path_and_knows_its_outputs(mine):
+    planned = describe(find(f"{mine}:Plain"), TOPOLOGY)
+    assert planned == {
+        "architecture": {
+            "network_class_name": f"{mine}.Plain",
+            "arch_kwargs": {"strides": [[1, 1], [2, 2], [1, 2]], "features": [4, 8, 8]},
+            "_kw_requires_import": [],
+        },
+        "output_strides": [[1, 1]],
+    }
+    require_class(f"{mine}.Plain")
+
+
+def test_an_entry_of_its_own_is_taken_as_it_is(mine):
+    spec = find(f"{mine}:SPEC")
+    assert (spec.name, spec.dims) == ("mine", (2,))
+
+
+@pytest.mark.parametrize(
+    ("attribute", "message"),
+    [
+        ("Missing", "has no Missing"),
+        ("NUMBER", "is of type int"),
+        ("Unfit", "lacks input_channels, num_classes, deep_supervision"),
+    ],
+)
+def test_what_is_no_network_is_refused(mine, attribute, message):
+    with pytest.raises(UserError, match=message):
+        find(f"{mine}:{attribute}")
+
+
+def test_an_output_that_is_not_as_large_as_the_patch_is_found_while_planning(mine):
+    with pytest.raises(UserError, match=r"8×16 voxels and 2 classes with \[\(2, 2, 8, 8\)\]"):
+        describe(find(f"{mine}:Halved"), TOPOLOGY)
+
+
+def test_a_module_that_is_not_there_is_refused():
+    with pytest.raises(UserError, match="no module no_such_package"):
+        find("no_such_package.module:Net")
+    with pytest.raises(UserError, match=r"network no_such_package\.Net: cannot be imported"):
+        require_class("no_such_package.Net")

@@ -1,0 +1,274 @@
+"""A checkpoint in an official nnU-Net-style result folder -> a model folder of ours, which ``predict`` reads.
+
+Official folders are those of nnU-Net 2 and of what is built on it (U-Mamba, LightM-UNet), with plans before and after
+nnU-Net 2.4. What is wrong with the folder is answered before torch is loaded.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import umamba_seg
+from umamba_seg.datasets.labels import Labels
+from umamba_seg.errors import UserError
+from umamba_seg.files import make_folder, read_json, write_json
+from umamba_seg.networks import NetworkSpec, build_from, find, load_official
+from umamba_seg.plan.options import TrainingOptions
+from umamba_seg.plan.plans import PLANS_TABLE, topology_of
+from umamba_seg.train import last_checkpoint
+
+_NETWORK_OF_TRAINER = {
+    "nnUNetTrainerUMambaBot": "umamba_bot",
+    "nnUNetTrainerUMambaEnc": "umamba_enc",
+    "nnUNetTrainerUMambaEncNoAMP": "umamba_enc",
+    "nnUNetTrainerLightMUNet": "lightmunet",
+}
+_STOCK_TRAINER = "nnUNetTrainer"  # trains the network that the plans name
+_NETWORK_OF_CLASS = {"PlainConvUNet": "plain_conv_unet", "ResidualEncoderUNet": "residual_encoder_unet"}
+
+# nnU-Net logs numpy's numbers. The function that makes them has moved, and pickles name it after where it was.
+_SCALAR: Any = np.float64(0).__reduce__()[0]
+_NUMPY_NUMBERS = (
+    (_SCALAR, "numpy.core.multiarray.scalar"),
+    (_SCALAR, "numpy._core.multiarray.scalar"),
+    (np.dtype, "numpy.dtype"),
+    *(type(np.dtype(kind)) for kind in (np.float32, np.float64, np.int64)),
+)
+
+
+def convert_checkpoint(official: Path, model: Path, network: NetworkSpec | None = None) -> dict:
+    """Write the model folder, or add a fold to one that was converted from the same plans.
+
+    Args:
+        official: ``Trainer__plans__configuration/fold_x/checkpoint_final.pth``, with plans.json and dataset.json two
+            folders above.
+        model: Where plans.json, dataset.json, dataset_fingerprint.json (where there is one) and
+            ``fold_x/checkpoint_final.pth`` are written. Nothing is, unless all of it can be.
+        network: What was trained; None for what follows from the trainer's name.
+
+    Returns:
+        ``model_folder``, ``network``, ``configuration``, ``fold`` and ``checkpoint``.
+
+    Raises:
+        UserError: A file is missing, damaged or not nnU-Net's; the checkpoint asks for more than tensors, plain values
+            and numpy's numbers; its trainer is unknown; its weights do not fit the plans; or ``model`` holds this fold
+            or another model.
+    """
+    folder = _result_folder(official)
+    plans, dataset_json = read_json(folder / "plans.json"), read_json(folder / "dataset.json")
+    channels, classes = _channels_and_classes(dataset_json, folder / "dataset.json")
+
+    checkpoint = _read_checkpoint(official)
+    arguments = checkpoint.get("init_args", {})
+    fold = _fold(arguments.get("fold", official.parent.name.removeprefix("fold_")), official)
+    target = model / f"fold_{fold}" / "checkpoint_final.pth"
+    if (there := last_checkpoint(target.parent)) is not None:
+        raise UserError(there, "is there already", "name another model folder, or move this fold away")
+
+    name = arguments.get("configuration", folder.name.rpartition("__")[2])
+    where = f"{folder / 'plans.json'}, configuration {name}"
+    configuration = _resolved(plans.get("configurations", {}), name, where)
+    spec = network or find(_network_name(checkpoint.get("trainer_name"), configuration, official))
+    configuration |= _described(configuration, spec, where)
+    ours = {
+        "network_weights": _our_weights(checkpoint, configuration["architecture"], channels, classes, official),
+        "init_args": {"configuration": name, "fold": fold},
+        "trainer_name": _STOCK_TRAINER,
+        "inference_allowed_mirroring_axes": checkpoint.get("inference_allowed_mirroring_axes"),
+    }
+    files = {"plans.json": _our_plans(plans, name, configuration, spec), "dataset.json": dataset_json}
+    if (folder / "dataset_fingerprint.json").is_file():
+        files["dataset_fingerprint.json"] = read_json(folder / "dataset_fingerprint.json")
+    _write(model, files, target, ours)
+    return {
+        "model_folder": str(model),
+        "network": spec.name,
+        "configuration": name,
+        "fold": fold,
+        "checkpoint": str(target),
+    }
+
+
+# ------------------------------------------------------------------------------------------------- the official folder
+
+
+def _result_folder(official: Path) -> Path:
+    if not official.is_file():
+        raise UserError(official, "no such file", "name the checkpoint of an official result folder")
+    folder = official.absolute().parent.parent
+    for name in ("plans.json", "dataset.json"):
+        if not (folder / name).is_file():
+            remedy = f"leave the checkpoint in its result folder, FOLDER/fold_0/{official.name} with FOLDER/{name}"
+            raise UserError(folder / name, "no such file", remedy)
+    return folder
+
+
+def _channels_and_classes(dataset_json: dict, path: Path) -> tuple[int, int]:
+    channels = dataset_json.get("channel_names")
+    if not isinstance(channels, dict) or not channels:
+        remedy = 'name the input channels, for example "channel_names": {"0": "CT"}'
+        raise UserError(path, 'has no "channel_names"', remedy)
+    return len(channels), Labels.from_json(dataset_json, path).num_classes
+
+
+def _read_checkpoint(path: Path) -> dict:
+    from umamba_seg.train.checkpoints import unpickle
+
+    remedy = (
+        "if you trust it, load it with torch.load(..., weights_only=False) and save what it holds under "
+        "network_weights, init_args, trainer_name and inference_allowed_mirroring_axes alone"
+    )
+    checkpoint = unpickle(path, allowed=_NUMPY_NUMBERS, remedy=remedy)
+    tables = ("network_weights", "init_args")
+    if not isinstance(checkpoint, dict) or not all(isinstance(checkpoint.get(key, {}), dict) for key in tables):
+        raise UserError(path, "is no checkpoint of nnU-Net", "name the checkpoint of an official result folder")
+    if not checkpoint.get("network_weights"):
+        raise UserError(path, "holds no network_weights", "name the checkpoint of an official result folder")
+    return checkpoint
+
+
+def _fold(fold: Any, path: Path) -> int | str:
+    """It becomes part of a path, so that nothing but nnU-Net's own names of folds is let through."""
+    if fold != "all" and not str(fold).isdecimal():
+        raise UserError(path, f"its fold is {fold!r}", "put it into a folder named fold_0, fold_1, ... or fold_all")
+    return fold if fold == "all" else int(fold)
+
+
+def _resolved(configurations: dict[str, dict], name: Any, where: str) -> dict:
+    """A configuration with what it inherits, and without the names of others."""
+    resolved: dict = {}
+    seen: list[Any] = []
+    while name is not None:
+        if name not in configurations or name in seen:
+            what = "inherits from itself" if name in seen else f"there is no {name!r} among {', '.join(configurations)}"
+            raise UserError(where, what, "use the plans.json that the checkpoint was trained with")
+        seen.append(name)
+        resolved = configurations[name] | resolved
+        name = configurations[name].get("inherits_from")
+    if resolved.get("previous_stage"):
+        what = f"is the second stage of a cascade, which sees the predictions of {resolved['previous_stage']}"
+        raise UserError(where, what, "convert a model that sees images alone")
+    return {key: value for key, value in resolved.items() if key not in ("inherits_from", "next_stage")}
+
+
+# --------------------------------------------------------------------------------------------------------- the network
+
+
+def _network_name(trainer: Any, configuration: dict, path: Path) -> str:
+    if trainer == _STOCK_TRAINER:
+        architecture = configuration.get("architecture", {})
+        class_name = architecture.get("network_class_name", configuration.get("UNet_class_name", "")).split(".")[-1]
+        if class_name in _NETWORK_OF_CLASS:
+            return _NETWORK_OF_CLASS[class_name]
+        what, known = f"its plans name the network {class_name!r}", _NETWORK_OF_CLASS
+    else:
+        if trainer in list(_NETWORK_OF_TRAINER):
+            return _NETWORK_OF_TRAINER[trainer]
+        what, known = f"was written by the trainer {trainer!r}", (*_NETWORK_OF_TRAINER, _STOCK_TRAINER)
+    raise UserError(path, f"{what}; known are {', '.join(known)}", "say with --network what was trained")
+
+
+def _topology_table(configuration: dict, spec: NetworkSpec, where: str) -> dict:
+    """Strides, kernel sizes and features: the plans', which changed with nnU-Net 2.4, or those of a fixed depth."""
+    try:
+        patch_size = configuration["patch_size"]
+        if spec.levels is not None:
+            levels = spec.levels.topology(patch_size)
+            strides, kernel_sizes, features = levels.strides, levels.kernel_sizes, levels.features
+        elif "architecture" in configuration:
+            arguments = configuration["architecture"]["arch_kwargs"]
+            strides, kernel_sizes = arguments["strides"], arguments["kernel_sizes"]
+            features = arguments["features_per_stage"]
+        else:
+            strides, kernel_sizes = configuration["pool_op_kernel_sizes"], configuration["conv_kernel_sizes"]
+            first, most = configuration["UNet_base_num_features"], configuration["unet_max_num_features"]
+            features = [min(first * 2**stage, most) for stage in range(len(strides))]
+    except KeyError as error:
+        raise UserError(where, f"has no {error}", "use the plans.json that the checkpoint was trained with") from None
+    return {
+        "strides": [list(steps) for steps in strides],
+        "kernel_sizes": [list(size) for size in kernel_sizes],
+        "features": list(features),
+    }
+
+
+def _described(configuration: dict, spec: NetworkSpec, where: str) -> dict:
+    """What our plans say of the network. Where the official ones describe the very class, their description stays."""
+    from umamba_seg.plan.architecture import describe, output_strides
+
+    table = {"topology": _topology_table(configuration, spec, where)}
+    topology, planned = topology_of(configuration | table), configuration.get("architecture", {})
+    try:
+        if planned.get("network_class_name") == spec.network:
+            return table | {"output_strides": output_strides(planned, topology.patch_size)}
+        return table | describe(_published(spec), topology)
+    except ValueError as error:
+        what = f"does not suit the patch of the plans ({error})"
+        raise UserError(f"network {spec.name}", what, "say with --network what was trained") from None
+
+
+def _published(spec: NetworkSpec) -> NetworkSpec:
+    """A network of fixed depth with the arguments of its class, as the official code builds it for any patch."""
+    if spec.levels is None:
+        return spec
+    return replace(spec, arguments=lambda topology: {"spatial_dims": topology.dims} if len(spec.dims) > 1 else {})
+
+
+def _our_weights(checkpoint: dict, architecture: dict, channels: int, classes: int, path: Path) -> dict:
+    """The weights under our names, in float32."""
+    network = build_from(
+        architecture["network_class_name"],
+        architecture["arch_kwargs"],
+        architecture["_kw_requires_import"],
+        input_channels=channels,
+        num_classes=classes,
+        deep_supervision=False,
+    )
+    # What DistributedDataParallel and torch.compile wrap a network in stays in its names.
+    weights = {re.sub(r"^((module|_orig_mod)\.)+", "", key): w for key, w in checkpoint["network_weights"].items()}
+    try:
+        load_official(network, weights)
+    except UserError as error:
+        what = f"does not fit {architecture['network_class_name']} as the plans describe it: {error.what}"
+        raise UserError(path, what, "say with --network what was trained, and leave its plans.json as it was") from None
+    return network.state_dict()
+
+
+# ---------------------------------------------------------------------------------------------------- the model folder
+
+
+def _our_plans(plans: dict, name: str, configuration: dict, spec: NetworkSpec) -> dict:
+    table = {
+        "network": spec.name,
+        "budget": "official",
+        "training": TrainingOptions().model_dump(),
+        "versions": {"umamba_seg": umamba_seg.__version__, "nnunetv2": version("nnunetv2")},
+    }
+    return plans | {"configurations": {name: configuration}, PLANS_TABLE: table}
+
+
+def _write(model: Path, files: dict[str, dict], target: Path, checkpoint: dict) -> None:
+    """The checkpoint last: without it there is no fold yet, and the conversion can be run again."""
+    from umamba_seg.train.checkpoints import save_checkpoint
+
+    there = [name for name in files if (model / name).is_file()]
+    for name in there:
+        if _comparable(read_json(model / name)) != _comparable(files[name]):
+            raise UserError(model / name, "belongs to another model", "name another model folder")
+    make_folder(target.parent)
+    for name in files.keys() - there:
+        write_json(model / name, files[name])
+    save_checkpoint(target, checkpoint)
+
+
+def _comparable(content: dict) -> str:
+    """As text, in which NaN equals itself; folds may have been converted by different versions."""
+    table = {key: value for key, value in content.get(PLANS_TABLE, {}).items() if key != "versions"}
+    return json.dumps(content | {PLANS_TABLE: table}, sort_keys=True)

@@ -1,0 +1,374 @@
+"""What networks cost: weights, arithmetic, memory and time, beside the twin without the scan and a baseline.
+
+All but the time is counted in a pass on tensors without data, which takes seconds for a network of any size. Networks
+answer with deep supervision, as in training.
+"""
+
+from __future__ import annotations
+
+import math
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import chain
+
+import psutil
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functional_call
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils.flop_counter import FlopCounterMode
+
+import umamba_kernels  # noqa: F401  (defines the ops that are counted)
+from umamba_seg.errors import UserError
+from umamba_seg.layout import use_fast_layout
+from umamba_seg.log import logger, table
+from umamba_seg.networks import NetworkSpec, Topology, all_networks, build_from, find
+from umamba_seg.plan.topology import topology_for
+from umamba_seg.text import times
+
+_BASELINE = "residual_encoder_unet"
+_PUBLISHED_WIDTH = 32  # nnU-Net's channels of the first stage, which go with the published widths of other networks
+_PEAK = 1.5  # memory of a training step over what autograd keeps; measured on a CPU: 1.4 to 1.6 for 96^3 voxels
+_STANDARD_PATCH = {2: (512, 512), 3: (128, 128, 128)}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a network is trained on.
+
+    Args:
+        topology: Patch and shape of the network.
+        input_channels: Channels of the input.
+        num_classes: Channels of the logits.
+        batch_size: Samples of a training step.
+    """
+
+    topology: Topology
+    input_channels: int
+    num_classes: int
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What can be counted of a network.
+
+    Attributes:
+        parameters: Numbers that are trained, each counted once.
+        multiply_adds: Of convolutions and matrix products in the forward pass of one sample.
+        scan_flops: Of the selective scans in that pass, 9 N + 2 per token and channel with N states.
+        scans: Token sequences that are scanned in that pass.
+        activation_bytes: What autograd keeps of a batch for the backward pass; without weights, input and targets.
+    """
+
+    parameters: int
+    multiply_adds: int
+    scan_flops: int
+    scans: int
+    activation_bytes: int
+
+
+def count(spec: NetworkSpec, setting: Setting, device: torch.device) -> Counts:
+    """Count what a network costs, without running it.
+
+    Args:
+        spec: The network.
+        setting: What it is trained on.
+        device: Where it would be trained: layout, precision and scan backend follow from it.
+
+    Raises:
+        UserError: The network does not run in the setting.
+    """
+    scans: list[int] = []
+    with torch.device("meta"):
+        network = use_fast_layout(_build(spec, setting), device)
+    with FakeTensorMode(), FlopCounterMode(display=False, custom_mapping=_formulas(scans)) as flops:
+        weights = {
+            name: torch.empty_strided(weight.shape, weight.stride(), dtype=weight.dtype, device=device).requires_grad_(
+                weight.requires_grad
+            )
+            for name, weight in chain(network.named_parameters(), network.named_buffers())
+        }
+        x = torch.empty(setting.batch_size, setting.input_channels, *setting.topology.patch_size, device=device)
+        try:
+            kept = _kept_bytes(lambda: functional_call(network, weights, x), (x, *weights.values()), device)
+        except ValueError as error:  # networks and norms refuse an extent that does not fit with it
+            raise UserError(
+                f"network {spec.name}",
+                f"does not run on a patch of {times(setting.topology.patch_size)}: {error}",
+                "choose another patch",
+            ) from error
+    return Counts(
+        parameters=sum(weight.numel() for weight in network.parameters()),
+        multiply_adds=flops.get_total_flops() // 2 // setting.batch_size,
+        scan_flops=sum(scans) // setting.batch_size,
+        scans=len(scans) // setting.batch_size,
+        activation_bytes=kept,
+    )
+
+
+def _build(spec: NetworkSpec, setting: Setting) -> nn.Module:
+    return build_from(
+        spec.network,
+        spec.planned(setting.topology),
+        spec.imports,
+        input_channels=setting.input_channels,
+        num_classes=setting.num_classes,
+        deep_supervision=True,
+    )
+
+
+def _formulas(scans: list[int]) -> dict:
+    """The FLOPs of our ops by the shapes of their arguments, without the scans: those go to ``scans``, one by one.
+
+    A batch is as many scans as it has sequences: nnMamba scans an image and its mirror image as one batch.
+    """
+
+    def convolution(x, weight, *_, **__) -> int:
+        return 2 * math.prod(x) * weight[1]
+
+    def scan(u, delta, A, *_, **__) -> int:
+        batch, channels, tokens = u
+        scans.extend([channels * tokens * (9 * A[1] + 2)] * batch)
+        return 0
+
+    def inner_block(x, z, A, x_proj, dt_proj, dt_bias, D, conv_weight, *_, **__) -> int:
+        for states in A:
+            scan(x, None, states)
+        batch, _channels, tokens = x
+        return 2 * batch * tokens * sum(math.prod(weight) for weight in (*x_proj, *dt_proj, *conv_weight))
+
+    ops = torch.ops.umamba_kernels
+    return {ops.causal_conv1d: convolution, ops.selective_scan: scan, ops.mamba_inner: inner_block}
+
+
+def _kept_bytes(forward: Callable[[], Tensor | Sequence[Tensor]], given: Sequence[Tensor], device: torch.device) -> int:
+    """What the step keeps for its backward pass beside the tensors ``given`` and the targets."""
+    kept: dict[StorageWeakRef, int] = {}
+
+    def note(tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        kept[StorageWeakRef(storage)] = storage.nbytes()
+
+    # There will be no backward pass, so that nothing needs to be kept in truth.
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda nothing: nothing), _precision(device):
+        outputs = _as_list(forward())
+        targets = _targets(outputs)
+        _loss(outputs, targets)
+    known = {StorageWeakRef(tensor.untyped_storage()) for tensor in (*given, *targets)}
+    return sum(size for storage, size in kept.items() if storage not in known)
+
+
+def _as_list(outputs: Tensor | Sequence[Tensor]) -> list[Tensor]:
+    return [outputs] if isinstance(outputs, Tensor) else list(outputs)
+
+
+def _targets(outputs: Sequence[Tensor]) -> list[Tensor]:
+    """Class 0 everywhere, in the resolution of each output."""
+    return [out.new_zeros((out.shape[0], *out.shape[2:]), dtype=torch.long) for out in outputs]
+
+
+def _loss(outputs: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
+    """A stand-in for nnU-Net's Dice and cross entropy: the latter alone, summed over the outputs."""
+    losses = [F.cross_entropy(out, target) for out, target in zip(outputs, targets, strict=True)]
+    return torch.stack(losses).sum()
+
+
+def _precision(device: torch.device) -> torch.autocast:
+    """As nnU-Net's trainer: half precision on CUDA GPUs only."""
+    return torch.autocast(device.type, enabled=device.type == "cuda")
+
+
+def seconds_per_iteration(spec: NetworkSpec, setting: Setting, device: torch.device, iterations: int = 3) -> float:
+    """Median time of training steps on random data, after one that does not count.
+
+    A step is the forward pass, the loss, the backward pass and the update of SGD; loading and augmenting data is not
+    part of it.
+    """
+    network = use_fast_layout(_build(spec, setting).to(device), device)
+    optimizer = torch.optim.SGD(network.parameters(), lr=1e-2, momentum=0.99, nesterov=True)
+    scaler = torch.GradScaler(device.type, enabled=device.type == "cuda")
+    x = torch.randn(setting.batch_size, setting.input_channels, *setting.topology.patch_size, device=device)
+
+    def step() -> float:
+        start = time.perf_counter()
+        optimizer.zero_grad()
+        with _precision(device):
+            outputs = _as_list(network(x))
+            loss = _loss(outputs, _targets(outputs))
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
+        return time.perf_counter() - start
+
+    with torch.backends.cudnn.flags(benchmark=True):
+        step()
+        return statistics.median(step() for _ in range(iterations))
+
+
+# --------------------------------------------------------------------------------------------------------------- cards
+
+
+def card(spec: NetworkSpec, setting: Setting, device: torch.device) -> dict:
+    """The costs of a network, of its twin without the scan if it has one, and of nnU-Net's ResEnc baseline.
+
+    A network of fixed depth keeps its own levels, at the width that the topology's first stage stands for. Where they
+    ask for a larger patch, all are measured on that.
+
+    Returns:
+        JSON-able: ``network``, ``setting``, ``machine``, ``networks`` (costs by name) and ``remark``.
+
+    Raises:
+        UserError: A network does not have the patch's dimensions or does not run on it.
+    """
+    patch = _fitted(spec, setting.topology).patch_size
+    if patch != setting.topology.patch_size:
+        logger.info("patch: rounded up to %s, which the levels of %s divide", times(patch), spec.name)
+    # The strides of nnU-Net and of the levels are powers of two, so that the larger patch suits both.
+    topology = replace(setting.topology, patch_size=patch)
+    columns = {column.name: column for column in (spec, *_compared_with(spec))}
+    settings = {name: replace(setting, topology=_fitted(column, topology)) for name, column in columns.items()}
+    counts = {name: count(column, settings[name], device) for name, column in columns.items()}
+    return {
+        "network": spec.name,
+        "setting": {
+            "patch_size": list(patch),
+            "batch_size": setting.batch_size,
+            "input_channels": setting.input_channels,
+            "num_classes": setting.num_classes,
+        },
+        "machine": _machine(device),
+        "networks": {
+            name: {
+                "features": list(settings[name].topology.features),
+                **asdict(counts[name]),
+                "seconds": _seconds(column, settings[name], counts[name], device),
+            }
+            for name, column in columns.items()
+        },
+        "remark": spec.remark,
+    }
+
+
+def _compared_with(spec: NetworkSpec) -> list[NetworkSpec]:
+    return [find(name) for name in (spec.twin, _BASELINE) if name is not None]
+
+
+def _seconds(spec: NetworkSpec, setting: Setting, counts: Counts, device: torch.device) -> float | None:
+    """None where a training step would not find the memory that it needs."""
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    weights = 12 * counts.parameters  # in float32, with their gradients and SGD's momentum
+    if _PEAK * counts.activation_bytes + weights > free:
+        return None
+    logger.info("%s: measuring its training steps", spec.name)
+    return seconds_per_iteration(spec, setting, device)
+
+
+def _fitted(spec: NetworkSpec, topology: Topology) -> Topology:
+    """The topology, or for a network of fixed depth that has other levels, theirs."""
+    if spec.levels is None:
+        return topology
+    planned = spec.levels.topology(topology.patch_size, topology.features[0] / spec.levels.features[0])
+    if planned == topology:  # it was planned for these levels
+        return topology
+    return spec.levels.topology(topology.patch_size, topology.features[0] / _PUBLISHED_WIDTH)
+
+
+def _machine(device: torch.device) -> dict:
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {"device": device.type, "name": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
+
+
+_ROWS: tuple[tuple[str, str, Callable], ...] = (
+    ("parameters", "parameters", lambda value: f"{value:,}"),
+    ("multiply_adds", "multiply-adds", lambda value: f"{value / 1e9:.4g} G"),
+    ("scan_flops", "scan", lambda value: f"{value / 1e9:.3g} GFLOPs"),
+    ("scans", "scans", str),
+    ("activation_bytes", "activations", lambda value: f"{value / 2**30:.3g} GiB"),
+    ("seconds", "seconds/iteration", lambda value: f"{value:.3g} s"),
+)
+
+
+def as_text(facts: dict) -> str:
+    """A card as a table for a terminal. Costs of the other networks stand beside their share of the first's."""
+    networks, setting, machine = facts["networks"], facts["setting"], facts["machine"]
+    rows = [
+        ("features", *("-".join(map(str, found["features"])) for found in networks.values())),
+        *(_row(label, [found[key] for found in networks.values()], show) for key, label, show in _ROWS),
+    ]
+    parts = [
+        table(rows, ["", *networks]),
+        f"patch {times(setting['patch_size'])}, batch {setting['batch_size']}, {setting['input_channels']} -> "
+        f"{setting['num_classes']} channels, deep supervision on; ratios are to {facts['network']}\n"
+        "multiply-adds: convolutions and matrix products, forward pass of one sample\n"
+        "scan: in the same pass, 9 N + 2 FLOPs per token and channel with N states\n"
+        "activations: what autograd keeps of the batch for the backward pass; the peak of a step is higher\n"
+        "seconds: a training step on random data (sum of cross entropies, SGD), measured here: "
+        f"{machine['device']} ({machine['name']}), threads: {machine['threads']}, torch {machine['torch']}",
+    ]
+    if any(found["seconds"] is None for found in networks.values()):
+        parts.append("not measured: a step needs more memory than is free; give a smaller patch or batch")
+    if facts["remark"]:
+        parts.append(f"published: {facts['remark']}")
+    return "\n\n".join(parts)
+
+
+def _row(label: str, values: Sequence[float | None], show: Callable) -> list[str]:
+    first, *others = values
+    ratios = ["", *(f" ({value / first:.2f}×)" if first and value else "" for value in others)]
+    cells = ["not measured" if value is None else show(value) for value in values]
+    return [label, *(cell + ratio for cell, ratio in zip(cells, ratios, strict=True))]
+
+
+# ------------------------------------------------------------------------------------------------------------ the list
+
+
+def overview() -> list[dict]:
+    """Every network of the catalog: ``name``, ``task``, ``dims``, ``parameters`` and ``paper``.
+
+    The parameters are those for one input channel and two classes on a patch of 128×128×128 voxels (512×512 in 2-D),
+    with nnU-Net's features, in networks of fixed depth with the published ones.
+    """
+    return [
+        {
+            "name": spec.name,
+            "task": spec.task,
+            "dims": list(spec.dims),
+            "parameters": _standard_parameters(spec),
+            "paper": spec.paper,
+        }
+        for spec in all_networks()
+    ]
+
+
+def _standard_parameters(spec: NetworkSpec) -> int:
+    topology = _fitted(spec, topology_for(_STANDARD_PATCH[max(spec.dims)]))
+    with torch.device("meta"):
+        network = _build(spec, Setting(topology, input_channels=1, num_classes=2, batch_size=1))
+    return sum(weight.numel() for weight in network.parameters())
+
+
+def overview_as_text(networks: Sequence[dict]) -> str:
+    """The list as a table for a terminal."""
+    rows = [
+        (
+            entry["name"],
+            entry["task"],
+            " ".join(f"{dims}-D" for dims in entry["dims"]),
+            f"{entry['parameters'] / 1e6:.2f} M",
+            entry["paper"],
+        )
+        for entry in networks
+    ]
+    return (
+        f"{table(rows, ['network', 'task', 'dims', 'parameters', 'paper'])}\n\n"
+        "parameters: 1 -> 2 channels, 3-D patch of 128×128×128 voxels (2-D only: 512×512), nnU-Net's features; each "
+        "counted once"
+    )
