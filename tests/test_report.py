@@ -64,6 +64,7 @@ def report() -> ReportInput:
                     "batch_size": 2,
                     "spacing": [3.0, 1.5, 1.25],
                     "normalization_schemes": ["ZScoreNormalization"],
+                    "topology": {"strides": arguments["strides"], "features": [32, 64]},
                     "architecture": {"network_class_name": "umamba_seg.networks.UMamba", "arch_kwargs": arguments},
                 },
                 "3d_cascade_fullres": {"inherits_from": "3d_fullres", "batch_size": 11},

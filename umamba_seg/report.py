@@ -197,11 +197,11 @@ def _plan(report: ReportInput) -> dict[str, Any]:
     """The configuration: rows of name and text, and a table with one column per stage of the network."""
     configuration = report.plans["configurations"][report.configuration]
     architecture = configuration["architecture"]
-    arguments = architecture["arch_kwargs"]
-    staged = {
-        key: value
-        for key, value in arguments.items()
-        if isinstance(value, list) and len(value) == len(arguments["strides"])
+    topology = configuration["topology"]
+    stage_count = len(topology["strides"])
+    arguments = {key: value for key, value in architecture["arch_kwargs"].items() if value not in topology.values()}
+    staged = topology | {
+        key: value for key, value in arguments.items() if isinstance(value, list) and len(value) == stage_count
     }
     rows = {
         "network class": architecture["network_class_name"],
@@ -214,7 +214,7 @@ def _plan(report: ReportInput) -> dict[str, Any]:
     if report.parameters is not None:
         rows["parameters"] = f"{report.parameters:,}"
     stages = [(_words(key), [_text(entry) for entry in value]) for key, value in staged.items()]
-    return {"plan": _rows(rows), "stages": stages, "stage_count": len(arguments["strides"])}
+    return {"plan": _rows(rows), "stages": stages, "stage_count": stage_count}
 
 
 def _rows(table: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import pydoc
 
 import pytest
 
@@ -11,7 +12,7 @@ from umamba_seg.networks import find
 from umamba_seg.paths import resolve
 from umamba_seg.plan.budgets import cpu_budget, gpu_budget
 from umamba_seg.plan.planner import plan_dataset
-from umamba_seg.plan.plans import require_network
+from umamba_seg.plan.plans import require_network, topology_of
 
 KINDS = {  # shape (z, y, x), spacing in mm, channels
     "large isotropic CT": ((320, 512, 512), (1.0, 0.8, 0.8), 1),
@@ -93,6 +94,26 @@ def test_memory_target_gives_nnunets_own_patch_strides_and_batch(plan, tmp_path)
     assert ours["batch_size"] == theirs["batch_size"]
     strides = [list(map(int, steps)) for steps in theirs["architecture"]["arch_kwargs"]["strides"]]
     assert ours["architecture"]["arch_kwargs"]["strides"] == strides
+
+
+@pytest.mark.parametrize(
+    ("network", "planner"),
+    [
+        ("plain_conv_unet", "default_experiment_planner.ExperimentPlanner"),
+        ("residual_encoder_unet", "residual_unets.residual_encoder_unet_planners.ResEncUNetPlanner"),
+    ],
+)
+def test_nnunets_own_networks_are_built_as_its_planners_build_them(plan, network, planner):
+    plan("4-modality brain", gpu_budget(8))  # leaves the data set behind
+    their_planner = pydoc.locate(f"nnunetv2.experiment_planning.experiment_planners.{planner}")
+    for theirs in their_planner("Dataset001_Kind", 8, plans_name="theirs").plan_experiment()["configurations"].values():
+        if "inherits_from" not in theirs:
+            arguments = json.loads(json.dumps(theirs["architecture"]["arch_kwargs"]))
+            table = arguments | {"features": arguments["features_per_stage"]}
+            topology = topology_of({"patch_size": theirs["patch_size"], "topology": table})
+            assert find(network).planned(topology) == arguments
+            assert find(network).network == theirs["architecture"]["network_class_name"]
+            assert find(network).imports == tuple(theirs["architecture"]["_kw_requires_import"])
 
 
 def test_data_is_named_after_what_shapes_it_not_after_the_plan(plan):

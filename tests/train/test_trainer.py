@@ -72,3 +72,32 @@ def test_interrupt_keeps_what_is_learnt(trainer, monkeypatch):
         raise KeyboardInterrupt
     assert saved == [("fold_0/checkpoint_latest.pth", 2)]  # a checkpoint counts one more: epoch 3 begins again
     assert [len(values) for values in logged.values()] == [3, 3]
+
+
+def test_batch_norms_validate_with_the_statistics_of_the_weights_they_have(trainer):
+    trainer.device, trainer.network = torch.device("cpu"), torch.nn.BatchNorm3d(1).eval()
+    images = torch.randn(10, 2, 1, 8, 8, 8) * 3 + 5
+    trainer.dataloader_train = iter([{"data": batch} for batch in images])
+    trainer._settle_batch_norms()
+    assert trainer.network.running_mean.item() == pytest.approx(images.mean().item(), rel=1e-3)
+    assert trainer.network.running_var.item() == pytest.approx(images.var().item(), rel=1e-2)
+    assert not trainer.network.training
+
+
+def test_networks_without_batch_norm_cost_no_batches(trainer):
+    trainer.device, trainer.network = torch.device("cpu"), torch.nn.InstanceNorm3d(1)
+    trainer.dataloader_train = iter([])
+    trainer._settle_batch_norms()
+
+
+@pytest.mark.parametrize(
+    ("strides", "scales"), [([[1, 1], [1, 2], [4, 8]], [[1, 1], [1, 0.5], [0.25, 0.125]]), ([[1, 1]], None)]
+)
+def test_deep_supervision_has_the_resolutions_of_the_network_s_outputs(trainer, strides, scales):
+    trainer.output_strides, trainer.enable_deep_supervision = strides, len(strides) > 1
+    assert trainer._get_deep_supervision_scales() == scales
+
+
+def test_a_network_with_one_output_needs_no_switch(trainer):
+    trainer.network, trainer.enable_deep_supervision = torch.nn.Identity(), False
+    trainer.set_deep_supervision_enabled(True)  # nnU-Net does so after every validation

@@ -121,7 +121,7 @@ class Planner(ExperimentPlanner):
         plans[PLANS_TABLE] = {
             "network": self.network.name,
             "budget": self.budget.name,
-            "training": self.budget.training.model_dump(),
+            "training": self.budget.training.model_dump() | self.network.training,
             "versions": {"umamba_seg": umamba_seg.__version__, "nnunetv2": version("nnunetv2")},
         }
         super().save_plans(plans)
