@@ -315,7 +315,7 @@ def test_fixed_depth_takes_the_arguments_of_the_official_trainer(convert, offici
     ("name", "patch", "message"),
     [
         ("lightmunet", [8, 20, 16], "patch_size (8, 20, 16) is not divisible"),
-        ("segmamba", [48, 48, 48], "network segmamba: does not suit the patch of the plans"),
+        ("segmamba", [48, 48, 48], "SegMamba: does not run on a patch of 48×48×48 voxels: stage 2: slices = 16"),
         ("segmamba", [48, 48], "this network is 3-D only"),
     ],
 )

@@ -6,7 +6,6 @@ import argparse
 import math
 
 import umamba_seg
-from umamba_seg.networks.catalog import NETWORKS
 
 _CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres")
 
@@ -132,7 +131,8 @@ def _plan_and_preprocess(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--network",
         default="umamba_bot",
-        help=f"one of {', '.join(spec.name for spec in NETWORKS)} (default: %(default)s)",
+        metavar="NAME",
+        help="as `umamba-seg networks` lists them, or your own as package.module:NAME (default: %(default)s)",
     )
     budget = parser.add_mutually_exclusive_group()
     budget.add_argument(

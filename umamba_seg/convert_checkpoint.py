@@ -205,13 +205,9 @@ def _described(configuration: dict, spec: NetworkSpec, where: str) -> dict:
 
     table = {"topology": _topology_table(configuration, spec, where)}
     topology, planned = topology_of(configuration | table), configuration.get("architecture", {})
-    try:
-        if planned.get("network_class_name") == spec.network:
-            return table | {"output_strides": output_strides(planned, topology.patch_size)}
-        return table | describe(_published(spec), topology)
-    except ValueError as error:
-        what = f"does not suit the patch of the plans ({error})"
-        raise UserError(f"network {spec.name}", what, "say with --network what was trained") from None
+    if planned.get("network_class_name") == spec.network:
+        return table | {"output_strides": output_strides(planned, topology.patch_size)}
+    return table | describe(_published(spec), topology)
 
 
 def _published(spec: NetworkSpec) -> NetworkSpec:

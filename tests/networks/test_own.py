@@ -31,6 +31,10 @@ class Halved(Plain):
         return self.head(x)[..., ::2]
 
 
+class Flat(Plain):
+    dims = (2,)
+
+
 class Unfit(nn.Module):
     def __init__(self, channels):
         super().__init__()
@@ -76,6 +80,17 @@ def test_the_plan_names_it_by_its_dotted_path_and_knows_its_outputs(mine):
 def test_an_entry_of_its_own_is_taken_as_it_is(mine):
     spec = find(f"{mine}:SPEC")
     assert (spec.name, spec.dims) == ("mine", (2,))
+
+
+def test_a_class_may_say_which_dimensions_it_has(mine):
+    assert find(f"{mine}:Plain").dims == (2, 3)
+    assert find(f"{mine}:Flat").dims == (2,)
+
+
+def test_a_network_that_does_not_run_on_its_patch_is_found_while_planning(mine):
+    volume = Topology((8, 8, 16), ((1, 1, 1), (2, 2, 2)), ((3, 3, 3),) * 2, (4, 8))
+    with pytest.raises(UserError, match=r"does not run on a patch of 8×8×16 voxels: .* which dimensions"):
+        describe(find(f"{mine}:Plain"), volume)
 
 
 @pytest.mark.parametrize(

@@ -181,3 +181,13 @@ def test_plans_of_another_version_are_refused():
 def test_a_classifier_is_not_planned():
     with pytest.raises(UserError, match="nnmamba_cls: is a network for classification"):
         find("nnmamba_cls").require_segmentation()
+
+
+def test_a_network_may_have_learning_rates_of_its_own(plan):
+    on_cpu, on_gpu = plan("tiny", cpu_budget(), "a", "nnmamba"), plan("tiny", gpu_budget(8), "b", "nnmamba")
+    assert (on_cpu["umamba_seg"]["training"]["optimizer"], on_cpu["umamba_seg"]["training"]["initial_lr"]) == (
+        "AdamW",
+        1e-3,
+    )
+    assert on_gpu["umamba_seg"]["training"]["initial_lr"] == 1e-4
+    assert plan("tiny", cpu_budget())["umamba_seg"]["training"]["initial_lr"] == 3e-3

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from umamba_kernels import Order
 from umamba_seg.networks.blocks.mamba import Mamba, TokenLayer
+from umamba_seg.networks.blocks.residual import unbounded
 
 _REDUCTION = 16  # of channel attention
 _TOTAL_STRIDE = 16
@@ -93,7 +94,7 @@ class MambaInConvolution(MambaAfterConvolution):
         self.norm2 = nn.BatchNorm3d(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.norm2(self.nin2(super().forward(x))), inplace=True)
+        return F.relu(self.norm2(unbounded(self.nin2, super().forward(x))), inplace=True)
 
 
 def double_conv(in_channels: int, out_channels: int, stride: int = 1) -> nn.Sequential:

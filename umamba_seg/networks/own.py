@@ -19,7 +19,8 @@ def find_own(name: str) -> NetworkSpec:
     """The network at ``package.module:NAME``: a :class:`NetworkSpec`, or a class.
 
     A class is called with ``input_channels``, ``num_classes``, ``deep_supervision`` and those of ``patch_size``,
-    ``strides``, ``kernel_sizes`` and ``features`` that its signature names. The current folder is searched too.
+    ``strides``, ``kernel_sizes`` and ``features`` that its signature names. It is for 2-D and 3-D, unless it has a
+    class attribute ``dims`` such as ``(3,)``. The current folder is searched too.
 
     Raises:
         UserError: It cannot be imported, or is neither.
@@ -43,7 +44,7 @@ def find_own(name: str) -> NetworkSpec:
         name=attribute,
         network=f"{module}.{attribute}",
         arguments=_arguments_by_signature(found, where),
-        dims=(2, 3),
+        dims=tuple(getattr(found, "dims", (2, 3))),
         paper=f"your own, {name}",
     )
 

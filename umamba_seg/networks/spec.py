@@ -109,7 +109,7 @@ class NetworkSpec:
         constants: Keyword arguments of the class that make this network of it.
         levels: Of a network of fixed depth; None where the plan chooses the depth.
         imports: Names of arguments that are dotted paths (conv_op and the like), which whoever builds it resolves.
-        training: Training options by which it departs from those of a budget.
+        learning_rates: Initial learning rate by optimizer, where that of the budget does not suit the network.
         task: What its output is; the pipeline trains segmentation networks.
         remark: What to know when its costs are compared with published ones.
         twin: Name of the same network without the scan; None for one that has none.
@@ -123,7 +123,7 @@ class NetworkSpec:
     constants: dict = field(default_factory=dict)
     levels: FixedLevels | None = None
     imports: tuple[str, ...] = ()
-    training: dict = field(default_factory=dict)
+    learning_rates: dict[str, float] = field(default_factory=dict)
     task: Literal["segmentation", "classification", "landmarks"] = "segmentation"
     remark: str = ""
     twin: str | None = None

@@ -39,7 +39,8 @@ def output_strides(architecture: dict, patch_size: Sequence[int]) -> list[list[i
         patch_size: Extent of the input in voxels.
 
     Raises:
-        UserError: An output is no image of logits whose extent divides the patch, or the first is not as large as it.
+        UserError: It does not run, or an output is no image of logits whose extent divides the patch, or the first is
+            not as large as the patch.
     """
     channels, classes = 1, 2
     with FakeTensorMode():
@@ -51,7 +52,14 @@ def output_strides(architecture: dict, patch_size: Sequence[int]) -> list[list[i
             num_classes=classes,
             deep_supervision=True,
         )
-        outputs = network(torch.zeros(2, channels, *patch_size))
+        try:
+            outputs = network(torch.zeros(2, channels, *patch_size))
+        except (RuntimeError, ValueError) as error:
+            raise UserError(
+                f"network {architecture['network_class_name']}",
+                f"does not run on a patch of {times(patch_size)} voxels: {error}",
+                "mend it, or say which dimensions it has",
+            ) from error
     shapes = [tuple(out.shape) for out in (outputs if isinstance(outputs, list | tuple) else [outputs])]
     strides = [_strides(shape, patch_size, classes) for shape in shapes]
     if None in strides or strides[0] != [1] * len(patch_size):

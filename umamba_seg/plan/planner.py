@@ -121,10 +121,15 @@ class Planner(ExperimentPlanner):
         plans[PLANS_TABLE] = {
             "network": self.network.name,
             "budget": self.budget.name,
-            "training": self.budget.training.model_dump() | self.network.training,
+            "training": self._training(),
             "versions": {"umamba_seg": umamba_seg.__version__, "nnunetv2": version("nnunetv2")},
         }
         super().save_plans(plans)
+
+    def _training(self) -> dict:
+        options = self.budget.training
+        rate = self.network.learning_rates.get(options.optimizer, options.initial_lr)
+        return options.overridden(initial_lr=rate).model_dump()
 
     def _configurations_of_network(self, configurations: dict) -> dict:
         kept = {}
