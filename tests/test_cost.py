@@ -111,7 +111,7 @@ def kept_by_a_real_step(network: torch.nn.Module, x: torch.Tensor) -> int:
 )
 def test_activation_memory_is_what_a_real_step_keeps(name, topology):
     spec, options = find(name), {"input_channels": 2, "num_classes": 3, "deep_supervision": True}
-    network = build_from(spec.network, spec.planned(topology), spec.imports, **options)
+    network = build_from(spec.architecture(spec.planned(topology)), **options)
     x = torch.randn(2, 2, *topology.patch_size)
     assert counts_of(name, topology, 2, 3).activation_bytes == kept_by_a_real_step(use_fast_layout(network, CPU), x)
 

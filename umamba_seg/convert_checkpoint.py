@@ -7,7 +7,6 @@ nnU-Net 2.4. What is wrong with the folder is answered before torch is loaded.
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -219,18 +218,9 @@ def _published(spec: NetworkSpec) -> NetworkSpec:
 
 def _our_weights(checkpoint: dict, architecture: dict, channels: int, classes: int, path: Path) -> dict:
     """The weights under our names, in float32."""
-    network = build_from(
-        architecture["network_class_name"],
-        architecture["arch_kwargs"],
-        architecture["_kw_requires_import"],
-        input_channels=channels,
-        num_classes=classes,
-        deep_supervision=False,
-    )
-    # What DistributedDataParallel and torch.compile wrap a network in stays in its names.
-    weights = {re.sub(r"^((module|_orig_mod)\.)+", "", key): w for key, w in checkpoint["network_weights"].items()}
+    network = build_from(architecture, input_channels=channels, num_classes=classes, deep_supervision=False)
     try:
-        load_official(network, weights)
+        load_official(network, checkpoint["network_weights"])
     except UserError as error:
         what = f"does not fit {architecture['network_class_name']} as the plans describe it: {error.what}"
         raise UserError(path, what, "say with --network what was trained, and leave its plans.json as it was") from None

@@ -114,9 +114,7 @@ def count(spec: NetworkSpec, setting: Setting, device: torch.device) -> Counts:
 
 def _build(spec: NetworkSpec, setting: Setting) -> nn.Module:
     return build_from(
-        spec.network,
-        spec.planned(setting.topology),
-        spec.imports,
+        spec.architecture(spec.planned(setting.topology)),
         input_channels=setting.input_channels,
         num_classes=setting.num_classes,
         deep_supervision=True,

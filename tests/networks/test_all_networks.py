@@ -40,9 +40,7 @@ def network_of(name: str, dims: int, *, deep_supervision: bool = False, seed: in
     torch.manual_seed(seed)
     spec = SPECS[name]
     return build_from(
-        spec.network,
-        spec.planned(topology_of(name, dims)),
-        spec.imports,
+        spec.architecture(spec.planned(topology_of(name, dims))),
         input_channels=2,
         num_classes=3,
         deep_supervision=deep_supervision,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from umamba_seg.errors import UserError
@@ -67,9 +66,7 @@ def build(
     """
     spec = find(name)
     return build_from(
-        spec.network,
-        _derived(spec, topology) | spec.constants | arguments,
-        spec.imports,
+        spec.architecture(_derived(spec, topology) | spec.constants | arguments),
         input_channels=input_channels,
         num_classes=num_classes,
         deep_supervision=deep_supervision,
@@ -88,34 +85,26 @@ def _derived(spec: NetworkSpec, topology: Topology | None) -> dict:
     return {"spatial_dims": topology.dims} if len(spec.dims) > 1 else {}
 
 
-def build_from(
-    network: str,
-    arguments: dict,
-    imports: Sequence[str],
-    *,
-    input_channels: int,
-    num_classes: int,
-    deep_supervision: bool,
-) -> nn.Module:
-    """Build and initialise the class at the dotted path ``network``, as plans describe it.
+def build_from(architecture: dict, *, input_channels: int, num_classes: int, deep_supervision: bool) -> nn.Module:
+    """Build and initialise a network as plans describe it.
 
     Args:
-        network: Dotted path of the class.
-        arguments: Its keyword arguments.
-        imports: Names of those that are dotted paths themselves.
+        architecture: Dotted path of the class (``network_class_name``), its keyword arguments (``arch_kwargs``) and the
+            names of those that are dotted paths themselves (``_kw_requires_import``).
         input_channels, num_classes, deep_supervision: See :func:`build`.
     """
     import pydoc
 
-    network_class: Any = pydoc.locate(network)
-    resolved = {key: pydoc.locate(arguments[key]) for key in imports if arguments[key] is not None}
-    module = network_class(
+    arguments = architecture["arch_kwargs"]
+    imports = {key: arguments[key] for key in architecture["_kw_requires_import"] if arguments[key] is not None}
+    network_class: Any = pydoc.locate(architecture["network_class_name"])
+    network = network_class(
         input_channels=input_channels,
         num_classes=num_classes,
         deep_supervision=deep_supervision,
-        **(arguments | resolved),
+        **(arguments | {key: pydoc.locate(path) for key, path in imports.items()}),
     )
-    return module.apply(module.initialize) if hasattr(module, "initialize") else module
+    return network.apply(network.initialize) if hasattr(network, "initialize") else network
 
 
 def load_official(network: nn.Module, state_dict: dict[str, Tensor]) -> None:

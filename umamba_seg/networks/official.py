@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from umamba_seg.errors import UserError
 from umamba_seg.text import shorten
 
+# What DistributedDataParallel and torch.compile wrap a network in stays in the names.
+_WRAPPERS = (r"^((module|_orig_mod)\.)+", "")
+
 
 def _our_names(network: nn.Module, official: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
     """Apply the network's ``official_names`` (regex, replacement); also return aliases that contradict."""
@@ -17,7 +20,7 @@ def _our_names(network: nn.Module, official: dict[str, Tensor]) -> tuple[dict[st
     contradicting = []
     for key, value in official.items():
         name = key
-        for pattern, replacement in getattr(network, "official_names", ()):
+        for pattern, replacement in (_WRAPPERS, *getattr(network, "official_names", ())):
             name = re.sub(pattern, replacement, name)
         if name in renamed and not torch.equal(renamed[name], value):
             contradicting.append(f"{key} (differs from {name})")

@@ -137,6 +137,14 @@ class NetworkSpec:
         self.require_dims(topology.dims)
         return self.arguments(topology) | self.constants
 
+    def architecture(self, arguments: dict) -> dict:
+        """The network with these keyword arguments, in the form of nnU-Net's plans."""
+        return {
+            "network_class_name": self.network,
+            "arch_kwargs": arguments,
+            "_kw_requires_import": list(self.imports),
+        }
+
     def require_segmentation(self) -> None:
         """Refuse to plan a network whose output is no segmentation."""
         if self.task != "segmentation":

@@ -18,11 +18,7 @@ def describe(spec: NetworkSpec, topology: Topology) -> dict:
     Raises:
         UserError: The network does not have the topology's dimensions, or does not answer for its patch with logits.
     """
-    architecture = {
-        "network_class_name": spec.network,
-        "arch_kwargs": spec.planned(topology),
-        "_kw_requires_import": list(spec.imports),
-    }
+    architecture = spec.architecture(spec.planned(topology))
     return {
         "architecture": architecture,
         "output_strides": output_strides(architecture, topology.patch_size),
@@ -44,14 +40,7 @@ def output_strides(architecture: dict, patch_size: Sequence[int]) -> list[list[i
     """
     channels, classes = 1, 2
     with FakeTensorMode():
-        network = build_from(
-            architecture["network_class_name"],
-            architecture["arch_kwargs"],
-            architecture["_kw_requires_import"],
-            input_channels=channels,
-            num_classes=classes,
-            deep_supervision=True,
-        )
+        network = build_from(architecture, input_channels=channels, num_classes=classes, deep_supervision=True)
         try:
             outputs = network(torch.zeros(2, channels, *patch_size))
         except (RuntimeError, ValueError) as error:
