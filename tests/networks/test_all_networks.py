@@ -20,7 +20,7 @@ HALF = [
     pytest.param(*case.values, dtype, id=f"{case.id}-{dtype}")
     for case in GRID
     for dtype in (torch.float16, torch.bfloat16)
-    if dtype == torch.float16 or not str(case.values[0]).endswith("_noscan")
+    if not str(case.values[0]).endswith("_noscan") or (dtype == torch.float16 and case.values[1] == 3)
 ]
 PATCH = (8, 16, 32)
 OPEN_DEPTH = {  # the coarsest stage has 32 voxels or fewer, so that channels become tokens where they may
@@ -114,8 +114,9 @@ def test_half_precision_stays_finite_for_inputs_of_a_thousand(name, dims, dtype)
         assert_trains(network, 1e3 * images(name, dims))
 
 
-@pytest.mark.parametrize(("name", "dims"), GRID)
-def test_compiles_as_one_graph(name, dims):
+@pytest.mark.parametrize("name", [name for name in SPECS if not name.endswith("_noscan")])
+def test_compiles_as_one_graph(name):
+    dims = SPECS[name].dims[-1]
     network = network_of(name, dims, deep_supervision=True)
     for dropout in (module for module in network.modules() if isinstance(module, nn.Dropout)):
         dropout.eval()
