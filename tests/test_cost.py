@@ -206,9 +206,9 @@ def planned(tmp_path, monkeypatch):
 def test_card_of_a_planned_data_set_in_the_levels_of_the_network(umamba_seg, planned):
     words = ("-d", 7, "--root", planned, "-c", "2d", "-device", "cpu", "--json")
     done = umamba_seg("cost", "lightmunet", *words).succeeded()
-    assert "rounded up to 24×16, which the levels of lightmunet divide" in done.err
+    assert "patch: 16×16, as the levels of lightmunet divide it" in done.err
     facts = done.result
-    assert facts["setting"] == {"patch_size": [24, 16], "batch_size": 3, "input_channels": 2, "num_classes": 3}
+    assert facts["setting"] == {"patch_size": [16, 16], "batch_size": 3, "input_channels": 2, "num_classes": 3}
     features = {name: costs["features"] for name, costs in facts["networks"].items()}
     assert features == {
         "lightmunet": [8, 16, 32, 64],

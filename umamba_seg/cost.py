@@ -218,7 +218,7 @@ def card(spec: NetworkSpec, setting: Setting, device: torch.device) -> dict:
     """The costs of a network, of its twin without the scan if it has one, and of nnU-Net's ResEnc baseline.
 
     A network of fixed depth keeps its own levels, at the width that the topology's first stage stands for. Where they
-    ask for a larger patch, all are measured on that.
+    ask for another patch, all are measured on that.
 
     Returns:
         JSON-able: ``network``, ``setting``, ``machine``, ``networks`` (costs by name) and ``remark``.
@@ -228,8 +228,8 @@ def card(spec: NetworkSpec, setting: Setting, device: torch.device) -> dict:
     """
     patch = _fitted(spec, setting.topology).patch_size
     if patch != setting.topology.patch_size:
-        logger.info("patch: rounded up to %s, which the levels of %s divide", times(patch), spec.name)
-    # The strides of nnU-Net and of the levels are powers of two, so that the larger patch suits both.
+        logger.info("patch: %s, as the levels of %s divide it", times(patch), spec.name)
+    # The strides of nnU-Net and of the levels are powers of two, so that it suits both.
     topology = replace(setting.topology, patch_size=patch)
     columns = {column.name: column for column in (spec, *_compared_with(spec))}
     settings = {name: replace(setting, topology=_fitted(column, topology)) for name, column in columns.items()}

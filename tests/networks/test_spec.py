@@ -11,9 +11,9 @@ LEVELS = FixedLevels(features=(32, 64, 128, 256), narrowest=16)
 
 @pytest.mark.parametrize(
     ("wished", "patch"),
-    [((40, 56, 40), (40, 56, 40)), ((36, 50, 1), (40, 56, 8)), ((5, 8, 3), (8, 8, 16)), ((30, 31), (32, 32))],
+    [((40, 56, 40), (40, 56, 40)), ((36, 53, 1), (32, 56, 8)), ((5, 8, 3), (8, 8, 16)), ((30, 29), (32, 32))],
 )
-def test_a_patch_is_rounded_up_to_what_the_levels_divide(wished, patch):
+def test_a_patch_is_brought_to_the_nearest_extent_that_the_levels_divide(wished, patch):
     topology = LEVELS.topology(wished)
     assert topology.patch_size == patch
     assert topology.total_stride == (8,) * len(patch)
@@ -32,7 +32,7 @@ def test_segmamba_s_slices_are_the_planes_of_the_first_axis():
         "hidden_size": 768,
         "slices": [64, 32, 16, 8],
     }
-    assert spec.planned(spec.levels.topology((40, 60, 20), width=0.25)) == {
+    assert spec.planned(spec.levels.topology((50, 60, 20), width=0.25)) == {
         "features_per_stage": [12, 24, 48, 96],
         "hidden_size": 192,
         "slices": [24, 12, 6, 3],

@@ -76,14 +76,14 @@ class FixedLevels:
     narrowest: int = 1
 
     def topology(self, patch_size: Sequence[int], width: float = 1.0) -> Topology:
-        """The topology for a patch, rounded up to what the levels divide and to two voxels at the coarsest.
+        """The topology for a patch, brought to the nearest extent that the levels divide, two voxels at the coarsest.
 
         Args:
             patch_size: Wished extent in voxels.
             width: Share of the published network's channels.
         """
         step = 2 ** (len(self.features) - 1)
-        patch = tuple(step * -(-extent // step) for extent in patch_size)
+        patch = tuple(step * max(1, math.ceil(extent / step - 0.5)) for extent in patch_size)
         if all(extent == step for extent in patch):  # instance norm has nothing to compare a single voxel with
             patch = (*patch[:-1], 2 * step)
         width = max(width, self.narrowest / self.features[0])

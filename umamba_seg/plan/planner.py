@@ -46,8 +46,8 @@ class Planner(ExperimentPlanner):
 
     Args:
         dataset_name: E.g. ``Dataset004_Hippocampus``; its fingerprint must exist and nnU-Net's folders be exported.
-        network: The network that the plans name. One of fixed depth gets nnU-Net's patch, rounded up to what it
-            divides, and a batch that is smaller by as much.
+        network: The network that the plans name. One of fixed depth gets nnU-Net's patch, brought to the nearest extent
+            that it divides, and a batch of as many voxels.
         budget: What it may cost.
         plans_name: File name of the plans, without ending.
     """
