@@ -112,6 +112,8 @@ def test_an_output_that_is_not_as_large_as_the_patch_is_found_while_planning(min
 
 
 def test_a_module_that_is_not_there_is_refused():
+    with pytest.raises(UserError, match=r"network ':Net': is not of the form package\.module:NAME"):
+        find(":Net")
     with pytest.raises(UserError, match="no module no_such_package"):
         find("no_such_package.module:Net")
     with pytest.raises(UserError, match=r"network no_such_package\.Net: cannot be imported"):

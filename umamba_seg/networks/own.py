@@ -27,15 +27,18 @@ def find_own(name: str) -> NetworkSpec:
     """
     module, _, attribute = name.partition(":")
     where = f"network {name!r}"
+    if not (module and attribute):
+        raise UserError(where, "is not of the form package.module:NAME", "name the module and what is in it")
     _search_here()
     try:
-        found = getattr(importlib.import_module(module), attribute)
+        imported = importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is None or not module.startswith(error.name):
             raise  # the module is there, but something that it imports is not
         raise UserError(where, f"no module {error.name}", "put its folder on PYTHONPATH") from None
-    except AttributeError:
-        raise UserError(where, f"the module has no {attribute}", "name a class or a NetworkSpec that it has") from None
+    if not hasattr(imported, attribute):
+        raise UserError(where, f"the module has no {attribute}", "name a class or a NetworkSpec that it has")
+    found = getattr(imported, attribute)
     if isinstance(found, NetworkSpec):
         return found
     if not inspect.isclass(found):
