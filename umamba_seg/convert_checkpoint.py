@@ -7,7 +7,6 @@ nnU-Net 2.4. What is wrong with the folder is answered before torch is loaded.
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,9 @@ import umamba_seg
 from umamba_seg.datasets.labels import Labels
 from umamba_seg.errors import UserError
 from umamba_seg.files import make_folder, read_json, write_json
-from umamba_seg.networks import NetworkSpec, build_from, find, load_official
+from umamba_seg.networks import NetworkSpec, Topology, build_from, find, load_official
 from umamba_seg.plan.options import TrainingOptions
-from umamba_seg.plan.plans import PLANS_TABLE, topology_of
+from umamba_seg.plan.plans import PLANS_TABLE, topology_of, topology_table
 from umamba_seg.train import last_checkpoint
 
 _NETWORK_OF_TRAINER = {
@@ -174,8 +173,8 @@ def _network_name(trainer: Any, configuration: dict, path: Path) -> str:
     raise UserError(path, f"{what}; known are {', '.join(known)}", "say with --network what was trained")
 
 
-def _topology_table(configuration: dict, spec: NetworkSpec, where: str) -> dict:
-    """Strides, kernel sizes and features: the plans', which changed with nnU-Net 2.4, or those of a fixed depth."""
+def _topology(configuration: dict, spec: NetworkSpec, where: str) -> Topology:
+    """For the plans' patch, their stages, which nnU-Net 2.4 began to write otherwise, or those of a fixed depth."""
     try:
         patch_size = configuration["patch_size"]
         if spec.levels is not None:
@@ -191,29 +190,22 @@ def _topology_table(configuration: dict, spec: NetworkSpec, where: str) -> dict:
             features = [min(first * 2**stage, most) for stage in range(len(strides))]
     except KeyError as error:
         raise UserError(where, f"has no {error}", "use the plans.json that the checkpoint was trained with") from None
-    return {
-        "strides": [list(steps) for steps in strides],
-        "kernel_sizes": [list(size) for size in kernel_sizes],
-        "features": list(features),
-    }
+    stages = {"strides": strides, "kernel_sizes": kernel_sizes, "features": features}
+    return topology_of({"patch_size": patch_size, "topology": stages})
 
 
 def _described(configuration: dict, spec: NetworkSpec, where: str) -> dict:
     """What our plans say of the network. Where the official ones describe the very class, their description stays."""
-    from umamba_seg.plan.architecture import describe, output_strides
+    from umamba_seg.plan.architecture import output_strides
 
-    table = {"topology": _topology_table(configuration, spec, where)}
-    topology, planned = topology_of(configuration | table), configuration.get("architecture", {})
-    if planned.get("network_class_name") == spec.network:
-        return table | {"output_strides": output_strides(planned, topology.patch_size)}
-    return table | describe(_published(spec), topology)
-
-
-def _published(spec: NetworkSpec) -> NetworkSpec:
-    """A network of fixed depth with the arguments of its class, as the official code builds it for any patch."""
-    if spec.levels is None:
-        return spec
-    return replace(spec, arguments=lambda topology: {"spatial_dims": topology.dims} if len(spec.dims) > 1 else {})
+    topology, architecture = _topology(configuration, spec, where), configuration.get("architecture", {})
+    if architecture.get("network_class_name") != spec.network:
+        architecture = spec.architecture(spec.published(topology))
+    return {
+        "topology": topology_table(topology),
+        "architecture": architecture,
+        "output_strides": output_strides(architecture, topology.patch_size),
+    }
 
 
 def _our_weights(checkpoint: dict, architecture: dict, channels: int, classes: int, path: Path) -> dict:

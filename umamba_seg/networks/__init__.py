@@ -66,23 +66,11 @@ def build(
     """
     spec = find(name)
     return build_from(
-        spec.architecture(_derived(spec, topology) | spec.constants | arguments),
+        spec.architecture(spec.published(topology) | arguments),
         input_channels=input_channels,
         num_classes=num_classes,
         deep_supervision=deep_supervision,
     )
-
-
-def _derived(spec: NetworkSpec, topology: Topology | None) -> dict:
-    """What follows from the topology."""
-    if topology is None:
-        if spec.levels is None:
-            raise UserError(f"network {spec.name}", "its depth is open", "give a topology")
-        return {}
-    spec.require_dims(topology.dims)
-    if spec.levels is None:
-        return spec.arguments(topology)
-    return {"spatial_dims": topology.dims} if len(spec.dims) > 1 else {}
 
 
 def build_from(architecture: dict, *, input_channels: int, num_classes: int, deep_supervision: bool) -> nn.Module:

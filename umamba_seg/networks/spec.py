@@ -137,6 +137,21 @@ class NetworkSpec:
         self.require_dims(topology.dims)
         return self.arguments(topology) | self.constants
 
+    def published(self, topology: Topology | None) -> dict:
+        """The keyword arguments of the published network: what follows from the topology where the depth is open.
+
+        Raises:
+            UserError: The network does not have the topology's number of dimensions, or has an open depth and none.
+        """
+        if topology is None and self.levels is None:
+            raise UserError(f"network {self.name}", "its depth is open", "give a topology")
+        if topology is None:
+            return self.constants
+        if self.levels is None:
+            return self.planned(topology)
+        self.require_dims(topology.dims)
+        return self.constants | ({"spatial_dims": topology.dims} if len(self.dims) > 1 else {})
+
     def architecture(self, arguments: dict) -> dict:
         """The network with these keyword arguments, in the form of nnU-Net's plans."""
         return {

@@ -20,14 +20,10 @@ from umamba_seg.log import quiet
 from umamba_seg.networks import NetworkSpec, Topology
 from umamba_seg.plan.architecture import describe
 from umamba_seg.plan.budgets import Budget
-from umamba_seg.plan.plans import PLANS_TABLE, topology_of
+from umamba_seg.plan.plans import PLANS_TABLE, topology_of, topology_table
 from umamba_seg.text import times
 
 _PUBLISHED_FEATURES = 32  # of the first stage, in nnU-Net's plans and in the networks of fixed depth
-
-
-def _lists(rows) -> list[list[int]]:
-    return [list(row) for row in rows]
 
 
 def _topology(configuration: dict) -> Topology:
@@ -84,11 +80,7 @@ class Planner(ExperimentPlanner):
             growth = math.prod(topology.patch_size) / math.prod(found.patch_size)
             plan["batch_size"] = max(self.UNet_min_batch_size, int(plan["batch_size"] / growth))
         plan["patch_size"] = list(topology.patch_size)
-        plan["topology"] = {
-            "strides": _lists(topology.strides),
-            "kernel_sizes": _lists(topology.kernel_sizes),
-            "features": list(topology.features),
-        }
+        plan["topology"] = topology_table(topology)
         plan["data_identifier"] = self._shared_data_name(plan)
         return plan
 

@@ -69,6 +69,15 @@ def require_configuration(plans: dict, configuration: str) -> None:
         )
 
 
+def topology_table(topology: Topology) -> dict:
+    """What a configuration holds of a topology beside its patch size; see :func:`topology_of`."""
+    return {
+        "strides": [list(steps) for steps in topology.strides],
+        "kernel_sizes": [list(size) for size in topology.kernel_sizes],
+        "features": list(topology.features),
+    }
+
+
 def topology_of(configuration: dict) -> Topology:
     """The topology that a configuration was planned with."""
     table = configuration["topology"]

@@ -92,7 +92,7 @@ class Mamba(ScanWeights):
 class TriMamba(nn.Module):
     """Three scans with weights of their own between shared projections: forward, backward and across slices.
 
-    Source: Xing et al. 2024, SegMamba, arXiv:2401.13560, Sec. 2.2 (``bimamba_type="v3"`` in the official code): the
+    Source: Xing et al. 2024, SegMamba, arXiv:2401.13560, Sec. 2 (``bimamba_type="v3"`` in the official code): the
     three are added up, and only the forward scan gets Mamba's initialisation of the steps.
 
     Args:
