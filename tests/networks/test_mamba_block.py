@@ -13,16 +13,11 @@ class OfficiallyNamed(TriMamba):
     official_names = TRI_MAMBA_NAMES
 
 
-def assert_exact(errors: dict[str, float]) -> None:
-    assert errors["out0"] < 1e-9
-    assert errors["grad_in"] < 1e-7
-
-
 def test_mamba_block_equals_the_official_one(oracle):
     reference = oracle("block_mamba_v1")
     block = Mamba(20).double()
     block.load_state_dict(reference.state_dict())
-    assert_exact(reference.errors(lambda x: (block(x),)))
+    reference.assert_agrees(block)
 
 
 def test_three_directions_equal_the_official_ones(oracle):
@@ -30,7 +25,7 @@ def test_three_directions_equal_the_official_ones(oracle):
     arguments = reference.meta["constructor_arguments"]
     block = OfficiallyNamed(arguments["d_model"], arguments["nslices"]).double()
     load_official(block, reference.state_dict())
-    assert_exact(reference.errors(lambda x: (block(x),)))
+    reference.assert_agrees(block)
 
 
 @pytest.mark.parametrize("states", [16, 8])
