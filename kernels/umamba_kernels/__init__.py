@@ -5,5 +5,16 @@ from umamba_kernels.dispatch import Backend, available_backends
 from umamba_kernels.mamba_inner import Direction, mamba_inner
 from umamba_kernels.order import Order
 from umamba_kernels.selective_scan import selective_scan
+from umamba_kernels.tracing import dry_run, implementation
 
-__all__ = ["Backend", "Direction", "Order", "available_backends", "causal_conv1d", "mamba_inner", "selective_scan"]
+__all__ = [
+    "Backend",
+    "Direction",
+    "Order",
+    "available_backends",
+    "causal_conv1d",
+    "dry_run",
+    "implementation",
+    "mamba_inner",
+    "selective_scan",
+]

@@ -15,6 +15,7 @@ from types import ModuleType
 import torch
 
 from umamba_kernels import native
+from umamba_kernels.tracing import dry_backend
 
 logger = logging.getLogger("umamba_kernels")
 
@@ -63,6 +64,8 @@ def choose(op: str, backend: str | None, device_type: str) -> str:
     Raises:
         ValueError: The explicit choice is unknown or cannot run here; the message says why and lists those that can.
     """
+    if (dry := dry_backend()) is not None:
+        return dry
     backends = available_backends(device_type)
     usable = [name for name, status in backends.items() if status.available]
     if backend is None:
@@ -104,7 +107,7 @@ class Implementations:
             RuntimeError: It gives other numbers.
         """
         module = self.module(backend, device)
-        if (module.__name__, device.type) not in self._proved:
+        if dry_backend() is None and (module.__name__, device.type) not in self._proved:
             # In a thread of its own, which knows nothing of the caller's autocast, and can differentiate: ops run below
             # autograd.
             with ThreadPoolExecutor(1) as thread:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from umamba_kernels.tracing import dry_backend
 
 
 @triton.jit
@@ -84,6 +87,11 @@ def uses_asm(dtype: torch.dtype) -> bool:
 def on_device(x: Tensor) -> contextlib.AbstractContextManager:
     """Context in which kernels are launched on the GPU of ``x``; does nothing for the interpreter's CPU tensors."""
     return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
+
+
+def launcher(kernel: Any, programs: int) -> Callable[..., object]:
+    """What launches so many programs of a kernel when it is called with its arguments; nothing in a dry run."""
+    return kernel[(programs,)] if dry_backend() is None else lambda *_, **__: None
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from torch import Tensor
 from umamba_kernels.causal_conv1d import reference
 from umamba_kernels.dispatch import Implementations, relative_rms
 from umamba_kernels.order import Order
+from umamba_kernels.tracing import implements
 
 _ARGUMENTS = "Tensor x, Tensor weight, Tensor? bias, bool silu, bool reverse, int slices, str? backend"
 
@@ -42,6 +43,7 @@ BACKENDS = Implementations(
 
 
 @torch.library.custom_op("umamba_kernels::causal_conv1d", mutates_args=(), schema=f"({_ARGUMENTS}) -> Tensor")
+@implements("umamba_kernels::causal_conv1d")
 def causal_conv1d(x, weight, bias, silu, reverse, slices, backend) -> Tensor:
     if x.numel() == 0:
         return torch.empty_like(x)
@@ -58,6 +60,7 @@ def _(x, weight, bias, silu, reverse, slices, backend):
     mutates_args=(),
     schema=f"(Tensor dout, {_ARGUMENTS}) -> (Tensor, Tensor, Tensor)",
 )
+@implements("umamba_kernels::causal_conv1d_backward")
 def causal_conv1d_backward(dout, x, weight, bias, silu, reverse, slices, backend) -> tuple[Tensor, ...]:
     """Gradients of x, weight and bias; an empty tensor for a bias that is None."""
     if x.numel() == 0:

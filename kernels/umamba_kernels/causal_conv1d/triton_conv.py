@@ -22,7 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from umamba_kernels.order import Order
-from umamba_kernels.triton_common import CompiledCase, on_device, sigmoid, token_address, uses_asm
+from umamba_kernels.triton_common import CompiledCase, launcher, on_device, sigmoid, token_address, uses_asm
 
 BLOCK = 64  # channels of a program, two a lane
 WARPS = 1
@@ -199,7 +199,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, order: O
     out = torch.empty_like(x)
     programs, sizes = _cut(x, order, x.shape[-1])
     with on_device(x):
-        _forward[(programs,)](
+        launcher(_forward, programs)(
             x, weight, bias, out,
             *x.stride(), *out.stride(), *_filter_strides(weight, bias),
             *sizes, **_constants(x.dtype, weight.shape[1], silu, order), num_warps=WARPS,
@@ -218,7 +218,7 @@ def backward(
     dtype = torch.promote_types(x.dtype, torch.float32)
     sums = torch.empty((programs // _blocks(d), width + 1, d), dtype=dtype, device=x.device)
     with on_device(x):
-        _backward[(programs,)](
+        launcher(_backward, programs)(
             dout, x, weight, bias, dx, sums,
             *dout.stride(), *x.stride(), *dx.stride(), *_filter_strides(weight, bias),
             *sizes, **constants, num_warps=WARPS,

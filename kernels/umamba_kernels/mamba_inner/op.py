@@ -15,6 +15,7 @@ from umamba_kernels.causal_conv1d.op import BACKENDS as CONVOLUTIONS
 from umamba_kernels.order import Order
 from umamba_kernels.selective_scan.op import BACKENDS as SCANS
 from umamba_kernels.selective_scan.op import states_shape
+from umamba_kernels.tracing import implements
 
 _LISTS = "A", "x_proj", "dt_proj", "dt_bias", "D", "conv_weight", "conv_bias"  # a tensor for each direction, or empty
 _ARGUMENTS = f"Tensor x, Tensor? z, {', '.join(f'Tensor[] {name}' for name in _LISTS)}, {{states}}bool[] reverse, "
@@ -26,6 +27,7 @@ _ARGUMENTS += "int[] slices, {save}str? backend"
     mutates_args=(),
     schema=f"({_ARGUMENTS.format(states='', save='bool save_states, ')}) -> (Tensor, Tensor)",
 )
+@implements("umamba_kernels::mamba_inner")
 def mamba_inner(
     x, z, A, x_proj, dt_proj, dt_bias, D, conv_weight, conv_bias, reverse, slices, save_states, backend
 ) -> tuple[Tensor, Tensor]:
@@ -63,6 +65,7 @@ def _outputs(x: Tensor, A: list[Tensor], save_states: bool, backend: str | None)
     mutates_args=(),
     schema=f"(Tensor dout, {_ARGUMENTS.format(states='Tensor states, ', save='')}) -> Tensor[]",
 )
+@implements("umamba_kernels::mamba_inner_backward")
 def mamba_inner_backward(
     dout, x, z, A, x_proj, dt_proj, dt_bias, D, conv_weight, conv_bias, states, reverse, slices, backend
 ) -> list[Tensor]:

@@ -13,6 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from umamba_kernels.tracing import dry_backend
+
 LIBRARY = Path(__file__).with_name("libumamba_native.so")
 ABI = 2  # UMAMBA_ABI of src/interface.h
 
@@ -113,7 +115,7 @@ def run(function: str, arguments: ctypes.Structure) -> None:
         OSError: The library is not there or cannot be loaded.
         MemoryError: No memory for the tiles.
     """
-    if getattr(_load(), f"umamba_{function}")(ctypes.byref(arguments)):
+    if dry_backend() is None and getattr(_load(), f"umamba_{function}")(ctypes.byref(arguments)):
         raise MemoryError(f"{function}: no memory for the tiles of a thread")
 
 
@@ -122,9 +124,9 @@ def argument(x: Tensor | None) -> TensorArgument:
     if x is None:
         return TensorArgument()
     strides = x.stride() if x.dim() == 4 else (x.stride(0), 0, *x.stride()[1:])
-    return TensorArgument(x.data_ptr(), strides, _DTYPES[x.dtype])
+    return TensorArgument(address(x), strides, _DTYPES[x.dtype])
 
 
 def address(x: Tensor | None) -> int | None:
     """Of the data of a contiguous tensor."""
-    return None if x is None else x.data_ptr()
+    return None if x is None or dry_backend() is not None else x.data_ptr()

@@ -43,8 +43,8 @@ def forward(
     states = A.new_empty(states_shape(batch, d, length, n) if save_states else 0)
     arguments = _arguments(u, delta, A, B, C, D, z, delta_bias, delta_softplus, order)
     arguments.out = native.argument(out)
-    arguments.chunk_states = states.data_ptr() if save_states else None
-    arguments.last_state = last_state.data_ptr()
+    arguments.chunk_states = native.address(states) if save_states else None
+    arguments.last_state = native.address(last_state)
     native.run("scan_forward", arguments)
     return out, last_state, states
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from umamba_kernels.dispatch import Implementations, relative_rms
 from umamba_kernels.order import Order
 from umamba_kernels.selective_scan import reference
+from umamba_kernels.tracing import implements
 
 _ARGUMENTS = (
     "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias, {states}"
@@ -55,6 +56,7 @@ BACKENDS = Implementations(
     mutates_args=(),
     schema=f"({_ARGUMENTS.format(states='', save='bool save_states, ')}) -> (Tensor, Tensor, Tensor)",
 )
+@implements("umamba_kernels::selective_scan")
 def selective_scan(
     u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse, slices, save_states, backend
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -93,6 +95,7 @@ def _states(u: Tensor, A: Tensor, save_states: bool, backend: str | None) -> tup
     schema=f"(Tensor dout, Tensor dlast, {_ARGUMENTS.format(states='Tensor states, ', save='')})"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
+@implements("umamba_kernels::selective_scan_backward")
 def selective_scan_backward(
     dout, dlast, u, delta, A, B, C, D, z, delta_bias, states, delta_softplus, reverse, slices, backend
 ) -> tuple[Tensor, ...]:

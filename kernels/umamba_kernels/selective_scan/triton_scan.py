@@ -33,11 +33,23 @@ import triton.language as tl
 from torch import Tensor
 
 from umamba_kernels.order import Order
-from umamba_kernels.triton_common import CompiledCase, exp2, on_device, sigmoid, softplus, token_address, uses_asm
+from umamba_kernels.tracing import dry_backend
+from umamba_kernels.triton_common import (
+    CompiledCase,
+    exp2,
+    launcher,
+    on_device,
+    sigmoid,
+    softplus,
+    token_address,
+    uses_asm,
+)
 
 CHUNK = 32  # tokens between two states that the forward pass stores; more fill the cache with backward scratch
 TOKENS = 4  # tokens that forward walks and summaries read at once, one iteration ahead
 SUMMARIES = 8  # segments whose summaries the scan over segments reads at once
+
+_H100 = 132  # multiprocessors; a dry run has no GPU to ask
 
 LANES = tl.constexpr(32)  # channels of a program, and side by side in matrices of states and channels
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -785,6 +797,8 @@ def states_shape(batch: int, d: int, length: int, n: int) -> tuple[int, ...]:
 
 
 def _multiprocessors(device: torch.device) -> int:
+    if dry_backend() is not None:
+        return _H100
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
@@ -862,13 +876,13 @@ class _Launch:
         ends, starts = (self.empty(count, self.batch, self.tiles, self.n, LANES.value) for _ in range(2))
         sums = self.empty(count, self.batch, self.tiles, LANES.value)
         programs = (count - 1) * self.batch * self.groups * self.blocks
-        summary_kernel[(programs,)](
+        launcher(summary_kernel, programs)(
             x, delta, z, rows, A, delta_bias, ends, sums,
             self.batch, self.d, self.groups, self.length, self.blocks, tokens, self.slices, *A.stride(),
             *x.stride(), *delta.stride(), *_strides(z),
             ADJOINT=adjoint, TOKENS=TOKENS, **self.constants, num_warps=self.forward_warps,
         )  # fmt: skip
-        carry_kernel[(self.batch * self.tiles * self.n,)](
+        launcher(carry_kernel, self.batch * self.tiles * self.n)(
             ends, sums, A, first, starts,
             self.batch, self.d, count, *A.stride(), *_strides(first),
             ADJOINT=adjoint, ASM=self.constants["ASM"], N=self.n, COUNT=SUMMARIES, num_warps=1,
@@ -916,7 +930,7 @@ def forward(
     with on_device(u):
         rows = launch.rows(B, C)
         starts = launch.starts(u, delta, z, rows, A, delta_bias, tokens, count, None)
-        forward_kernel[(programs * count,)](
+        launcher(forward_kernel, programs * count)(
             u, delta, z, rows, A, D, delta_bias, starts, out, states if save_states else None, last,
             launch.batch, launch.d, launch.groups, launch.length, launch.blocks, tokens, launch.slices, *A.stride(),
             *u.stride(), *delta.stride(), *_strides(z), *out.stride(), *last.stride(),
@@ -962,7 +976,7 @@ def backward(
         dA = launch.empty(count, batch, launch.tiles, n, LANES.value)
         vectors = count, batch, launch.tiles, LANES.value
         dD, dbias = (None if x is None else launch.empty(*vectors) for x in (D, delta_bias))
-        backward_kernel[(programs * count,)](
+        launcher(backward_kernel, programs * count)(
             u, delta, z, dout, rows, A, D, delta_bias, states, starts, dlast, du, ddelta, dz, shares, dA, dD, dbias,
             scratch,
             batch, launch.d, launch.groups, launch.length, launch.blocks, parts, blocks_per_part, tokens, launch.slices,
