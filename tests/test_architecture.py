@@ -10,7 +10,16 @@ import pytest
 ROOT = Path(__file__).parents[1]
 HEAVY = {"torch", "nnunetv2", "SimpleITK", "skimage", "matplotlib"}
 GROUND = tuple(f"umamba_seg.{room}" for room in ("errors", "config", "files", "log", "paths", "settings", "text"))
-NNUNET_ROOMS = {"fingerprint", "plan.planner", "plan.topology", "preprocess", "train.trainer", "predict", "evaluate"}
+NNUNET_ROOMS = {
+    "fingerprint",
+    "plan.planner",
+    "plan.step",
+    "plan.topology",
+    "preprocess",
+    "train.trainer",
+    "predict",
+    "evaluate",
+}
 
 
 def modules() -> dict[str, Path]:

@@ -58,7 +58,17 @@ def first(raw: Path, folder: str = "imagesTr") -> Path:
 
 
 def test_help_of_every_verb(umamba_seg):
-    for verb in ("convert", "check", "plan_and_preprocess", "train", "predict", "evaluate", "quickstart", "info"):
+    for verb in (
+        "convert",
+        "check",
+        "plan_and_preprocess",
+        "plan",
+        "train",
+        "predict",
+        "evaluate",
+        "quickstart",
+        "info",
+    ):
         shown = umamba_seg(verb, "--help")
         assert shown.code == 0
         assert verb in shown.out
@@ -246,6 +256,43 @@ def test_impossible_numbers_are_refused(umamba_seg, words, message):
     done = umamba_seg("train", "-d", 7, "-c", "2d", "-f", 0, *words)
     assert done.code == 2
     assert message in done.err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--vram-gb", 0.5), "--vram-gb 0.5: CUDA itself takes about 0.6 GiB"),
+        (("--vram-gb", "much"), "'much' is not a positive number"),
+        (("--vram-gb", 8, "--budget", "cpu"), "not allowed with argument"),
+        (("--vram-gb", 8, "-gpu_memory_target", 8), "not allowed with argument"),
+    ],
+)
+def test_impossible_budgets_are_refused(umamba_seg, root, raw, words, message):
+    done = umamba_seg("plan_and_preprocess", "-d", 7, "--root", root, *words)
+    assert done.code == 2
+    assert message in done.err
+    assert not (root / "nnUNet_preprocessed").exists()
+
+
+def test_a_plan_for_a_gpu_is_probed_on_a_gpu(umamba_seg, root, raw, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    done = umamba_seg("plan_and_preprocess", "-d", 7, "--root", root, "--vram-gb", 8, "--probe")
+    assert done.code == 2
+    assert "--probe: there is no CUDA GPU here" in done.err
+
+
+def test_a_plan_explains_itself(umamba_seg, trained):
+    shown = umamba_seg("plan", "show", "-d", 901, "--root", trained.root).succeeded().out
+    for part in ("umamba_bot for Dataset901_Tiny", "budget cpu: about a second", "3d_fullres", "room for", "tried"):
+        assert part in shown
+    plans = umamba_seg("plan", "show", "-d", 901, "--root", trained.root, "--json").succeeded().result
+    assert plans["configurations"]["3d_fullres"]["planning"]["tried"]
+
+
+def test_plans_that_do_not_say_how_they_came_about(umamba_seg, planned):
+    done = umamba_seg("plan", "show", "-d", 7, "--root", planned)
+    assert done.code == 2
+    assert "plans p: do not say how they came about; plan again" in done.err
 
 
 def test_splits_of_the_raw_and_the_preprocessed_folder_must_agree(umamba_seg, planned, raw):

@@ -136,13 +136,23 @@ def _plan_and_preprocess(verbs: argparse._SubParsersAction) -> None:
     )
     budget = parser.add_mutually_exclusive_group()
     budget.add_argument(
+        "--vram-gb", type=_positive_number, metavar="GB", help="memory of the GPU; the plan stays within"
+    )
+    budget.add_argument(
         "-gpu_memory_target",
         type=_positive_number,
         metavar="GB",
-        help="nnU-Net's memory target (default with a GPU: 8)",
+        help="nnU-Net's target: as much memory as its own U-Net takes where it plans for so many GB (default with a "
+        "GPU: 8)",
     )
     budget.add_argument(
         "--budget", choices=("cpu",), help="cpu: about one second per iteration on two cores (default without a GPU)"
+    )
+    parser.add_argument(
+        "--probe",
+        action="store_true",
+        help="run training steps of each plan here: on a GPU plan smaller or larger where its memory differs from the "
+        "estimate, on a CPU only measure time and memory",
     )
     parser.add_argument(
         "-c", choices=_CONFIGURATIONS, nargs="+", help="configurations to preprocess (default: all that are planned)"
@@ -155,6 +165,16 @@ def _plan_and_preprocess(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument("--no-check", action="store_true", help="do not check the data first")
     _add_processes(parser)
     _add_common(parser)
+
+
+def _plan(verbs: argparse._SubParsersAction) -> None:
+    parser = verbs.add_parser("plan", help="explain a plan", allow_abbrev=False)
+    show = parser.add_subparsers(dest="action", required=True, metavar="show").add_parser(
+        "show", help="print why each number was chosen, the estimated memory, and what was tried", allow_abbrev=False
+    )
+    _add_dataset(show)
+    show.add_argument("-p", metavar="PLANS", help="name of the plans (default: the only ones of this data set)")
+    _add_common(show)
 
 
 def _train(verbs: argparse._SubParsersAction) -> None:
@@ -272,6 +292,7 @@ def build_parser() -> argparse.ArgumentParser:
         _convert,
         _check,
         _plan_and_preprocess,
+        _plan,
         _train,
         _predict,
         _evaluate,

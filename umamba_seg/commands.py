@@ -18,8 +18,9 @@ from umamba_seg.log import logger
 if TYPE_CHECKING:
     import torch
 
-    from umamba_seg.cost import Setting
     from umamba_seg.networks import NetworkSpec
+    from umamba_seg.plan.budgets import Budget
+    from umamba_seg.plan.step import Setting
 
 
 def convert(args: Namespace) -> dict:
@@ -78,13 +79,13 @@ def check(args: Namespace) -> dict:
 def plan_and_preprocess(args: Namespace) -> dict:
     from umamba_seg.datasets.splits import existing_splits, settle_splits
     from umamba_seg.networks import find
-    from umamba_seg.plan import budgets
     from umamba_seg.plan.plans import require_configuration, require_plans_name
 
     network = find(args.network)
     network.require_segmentation()
     if args.p is not None:
         require_plans_name(args.p)
+    budget = _explicit_budget(args)
     folders = paths.resolve(args.root).export()
     name = folders.dataset_name(args.d)
     preprocessed = folders.preprocessed / name
@@ -106,14 +107,15 @@ def plan_and_preprocess(args: Namespace) -> dict:
         report.raise_if_errors()
 
     settings.configure_nnunet(processes)
-    budget = budgets.cpu_budget() if _plans_for_cpu(args) else budgets.gpu_budget(args.gpu_memory_target or 8)
+    budget = budget or _automatic_budget()
+    device = _probed_device(budget) if args.probe else None
 
     from umamba_seg.fingerprint import extract_fingerprint
     from umamba_seg.plan.planner import plan_dataset
     from umamba_seg.preprocess import preprocess
 
     extract_fingerprint(name, processes)
-    plans = plan_dataset(name, network, budget, args.p or f"{network.name}_{budget.name}")
+    plans = plan_dataset(name, network, budget, args.p or f"{network.name}_{budget.name}", device)
     planned = plans["configurations"]
     if splits:
         write_json(preprocessed / "splits_final.json", splits)
@@ -125,26 +127,56 @@ def plan_and_preprocess(args: Namespace) -> dict:
     return {"plans": str(preprocessed / f"{plans['plans_name']}.json"), "configurations": configurations}
 
 
-def _plans_for_cpu(args: Namespace) -> bool:
-    """``--budget cpu``; with neither budget given, whether this machine has no GPU."""
-    if args.budget or args.gpu_memory_target:
-        return args.budget == "cpu"
+def _explicit_budget(args: Namespace) -> Budget | None:
+    from umamba_seg.plan import budgets
+
+    if args.vram_gb:
+        return budgets.vram_budget(args.vram_gb)
+    if args.gpu_memory_target:
+        return budgets.gpu_budget(args.gpu_memory_target)
+    return budgets.cpu_budget() if args.budget == "cpu" else None
+
+
+def _automatic_budget() -> Budget:
     import torch
 
-    found = torch.cuda.is_available()
-    logger.info("budget: %s", "8 GB of GPU memory, nnU-Net's target" if found else "cpu, as there is no CUDA GPU here")
-    return not found
+    from umamba_seg.plan import budgets
+
+    budget = budgets.gpu_budget(8) if torch.cuda.is_available() else budgets.cpu_budget()
+    logger.info("budget %s: %s", budget.name, budget.meaning)
+    return budget
+
+
+def _probed_device(budget: Budget) -> torch.device:
+    import torch
+
+    if budget.device_type == "cuda" and not torch.cuda.is_available():
+        raise UserError("--probe", "there is no CUDA GPU here to try a plan for GPUs on", "leave it out")
+    return torch.device(budget.device_type)
 
 
 def _log_plan(name: str, configuration: dict) -> None:
     logger.info(
-        "%s: patch %s, batch %d, spacing %s mm, features %s",
+        "%s: patch %s, batch %d, spacing %s mm, features %s, %.2f GiB estimated",
         name,
         "x".join(map(str, configuration["patch_size"])),
         configuration["batch_size"],
         "x".join(f"{step:.3g}" for step in configuration["spacing"]),
         configuration["topology"]["features"],
+        configuration["planning"]["estimated_bytes"] / 2**30,
     )
+
+
+def plan(args: Namespace) -> dict:
+    from umamba_seg.plan.plans import read_plans, require_planning
+    from umamba_seg.plan.show import as_text
+
+    folders = paths.resolve(args.root)
+    plans = read_plans(folders.preprocessed / folders.dataset_name(args.d), args.p)
+    require_planning(plans)
+    if not args.json:
+        print(as_text(plans))
+    return plans
 
 
 def train(args: Namespace) -> dict:
@@ -393,7 +425,7 @@ def _patch_setting(args: Namespace, network: NetworkSpec) -> Setting:
     topology = topology_for(args.patch, base_features=args.features or 32)
     if topology.patch_size != tuple(args.patch):
         logger.info("patch: rounded up to %s, as nnU-Net does", times(topology.patch_size))
-    from umamba_seg.cost import Setting
+    from umamba_seg.plan.step import Setting
 
     return Setting(topology, args.channels or 1, args.classes or 2, args.batch or 2)
 
@@ -410,7 +442,7 @@ def _planned_setting(args: Namespace) -> Setting:
     require_network(configuration, f"-c {args.c}")
     description = read_json(preprocessed / "dataset.json")
     labels = Labels.from_json(description, preprocessed / "dataset.json")
-    from umamba_seg.cost import Setting
+    from umamba_seg.plan.step import Setting
 
     return Setting(
         topology_of(configuration),

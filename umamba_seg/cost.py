@@ -1,57 +1,33 @@
 """What networks cost: weights, arithmetic, memory and time, beside the twin without the scan and a baseline.
 
-All but the time is counted in a pass on tensors without data, which takes seconds for a network of any size. Networks
-answer with deep supervision, as in training.
+All but the time is counted on tensors without data, which takes seconds for a network of any size. Networks answer with
+deep supervision, as in training.
 """
 
 from __future__ import annotations
 
 import math
 import platform
-import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import chain
 
 import psutil
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.func import functional_call
-from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.flop_counter import FlopCounterMode
 
 import umamba_kernels  # noqa: F401  (defines the ops that are counted)
-from umamba_seg.errors import UserError
-from umamba_seg.layout import use_fast_layout
 from umamba_seg.log import logger, table
-from umamba_seg.networks import NetworkSpec, Topology, all_networks, build_from, find
+from umamba_seg.networks import NetworkSpec, Topology, all_networks, find
+from umamba_seg.plan.memory import on_fake_cpu, training_memory
+from umamba_seg.plan.options import TrainingOptions
+from umamba_seg.plan.step import Setting, build_network, measure
 from umamba_seg.plan.topology import topology_for
 from umamba_seg.text import times
 
 _BASELINE = "residual_encoder_unet"
 _PUBLISHED_WIDTH = 32  # nnU-Net's channels of the first stage, which go with the published widths of other networks
-_PEAK = 1.5  # memory of a training step over what autograd keeps; measured on a CPU: 1.4 to 1.6 for 96^3 voxels
 _STANDARD_PATCH = {2: (512, 512), 3: (128, 128, 128)}
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What a network is trained on.
-
-    Args:
-        topology: Patch and shape of the network.
-        input_channels: Channels of the input.
-        num_classes: Channels of the logits.
-        batch_size: Samples of a training step.
-    """
-
-    topology: Topology
-    input_channels: int
-    num_classes: int
-    batch_size: int
 
 
 @dataclass(frozen=True)
@@ -63,14 +39,14 @@ class Counts:
         multiply_adds: Of convolutions and matrix products in the forward pass of one sample.
         scan_flops: Of the selective scans in that pass, 9 N + 2 per token and channel with N states.
         scans: Token sequences that are scanned in that pass.
-        activation_bytes: What autograd keeps of a batch for the backward pass; without weights, input and targets.
+        training_bytes: Peak of a training step, see :mod:`umamba_seg.plan.memory`.
     """
 
     parameters: int
     multiply_adds: int
     scan_flops: int
     scans: int
-    activation_bytes: int
+    training_bytes: int
 
 
 def count(spec: NetworkSpec, setting: Setting, device: torch.device) -> Counts:
@@ -84,40 +60,19 @@ def count(spec: NetworkSpec, setting: Setting, device: torch.device) -> Counts:
     Raises:
         UserError: The network does not run in the setting.
     """
-    scans: list[int] = []
+    architecture = spec.architecture(spec.planned(setting.topology))
+    memory = training_memory(architecture, setting, device.type, "SGD")
     with torch.device("meta"):
-        network = use_fast_layout(_build(spec, setting), device)
+        network = build_network(architecture, setting, device)
+    scans: list[int] = []
     with FakeTensorMode(), FlopCounterMode(display=False, custom_mapping=_formulas(scans)) as flops:
-        weights = {
-            name: torch.empty_strided(weight.shape, weight.stride(), dtype=weight.dtype, device=device).requires_grad_(
-                weight.requires_grad
-            )
-            for name, weight in chain(network.named_parameters(), network.named_buffers())
-        }
-        x = torch.empty(setting.batch_size, setting.input_channels, *setting.topology.patch_size, device=device)
-        try:
-            kept = _kept_bytes(lambda: functional_call(network, weights, x), (x, *weights.values()), device)
-        except ValueError as error:  # networks and norms refuse an extent that does not fit with it
-            raise UserError(
-                f"network {spec.name}",
-                f"does not run on a patch of {times(setting.topology.patch_size)}: {error}",
-                "choose another patch",
-            ) from error
+        on_fake_cpu(network)(torch.empty(setting.batch_size, setting.input_channels, *setting.topology.patch_size))
     return Counts(
         parameters=sum(weight.numel() for weight in network.parameters()),
         multiply_adds=flops.get_total_flops() // 2 // setting.batch_size,
         scan_flops=sum(scans) // setting.batch_size,
         scans=len(scans) // setting.batch_size,
-        activation_bytes=kept,
-    )
-
-
-def _build(spec: NetworkSpec, setting: Setting) -> nn.Module:
-    return build_from(
-        spec.architecture(spec.planned(setting.topology)),
-        input_channels=setting.input_channels,
-        num_classes=setting.num_classes,
-        deep_supervision=True,
+        training_bytes=memory.peak,
     )
 
 
@@ -143,72 +98,6 @@ def _formulas(scans: list[int]) -> dict:
 
     ops = torch.ops.umamba_kernels
     return {ops.causal_conv1d: convolution, ops.selective_scan: scan, ops.mamba_inner: inner_block}
-
-
-def _kept_bytes(forward: Callable[[], Tensor | Sequence[Tensor]], given: Sequence[Tensor], device: torch.device) -> int:
-    """What the step keeps for its backward pass beside the tensors ``given`` and the targets."""
-    kept: dict[StorageWeakRef, int] = {}
-
-    def note(tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        kept[StorageWeakRef(storage)] = storage.nbytes()
-
-    # There will be no backward pass, so that nothing needs to be kept in truth.
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda nothing: nothing), _precision(device):
-        outputs = _as_list(forward())
-        targets = _targets(outputs)
-        _loss(outputs, targets)
-    known = {StorageWeakRef(tensor.untyped_storage()) for tensor in (*given, *targets)}
-    return sum(size for storage, size in kept.items() if storage not in known)
-
-
-def _as_list(outputs: Tensor | Sequence[Tensor]) -> list[Tensor]:
-    return [outputs] if isinstance(outputs, Tensor) else list(outputs)
-
-
-def _targets(outputs: Sequence[Tensor]) -> list[Tensor]:
-    """Class 0 everywhere, in the resolution of each output."""
-    return [out.new_zeros((out.shape[0], *out.shape[2:]), dtype=torch.long) for out in outputs]
-
-
-def _loss(outputs: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
-    """A stand-in for nnU-Net's Dice and cross entropy: the latter alone, summed over the outputs."""
-    losses = [F.cross_entropy(out, target) for out, target in zip(outputs, targets, strict=True)]
-    return torch.stack(losses).sum()
-
-
-def _precision(device: torch.device) -> torch.autocast:
-    """As nnU-Net's trainer: half precision on CUDA GPUs only."""
-    return torch.autocast(device.type, enabled=device.type == "cuda")
-
-
-def seconds_per_iteration(spec: NetworkSpec, setting: Setting, device: torch.device, iterations: int = 3) -> float:
-    """Median time of training steps on random data, after one that does not count.
-
-    A step is the forward pass, the loss, the backward pass and the update of SGD; loading and augmenting data is not
-    part of it.
-    """
-    network = use_fast_layout(_build(spec, setting).to(device), device)
-    optimizer = torch.optim.SGD(network.parameters(), lr=1e-2, momentum=0.99, nesterov=True)
-    scaler = torch.GradScaler(device.type, enabled=device.type == "cuda")
-    x = torch.randn(setting.batch_size, setting.input_channels, *setting.topology.patch_size, device=device)
-
-    def step() -> float:
-        start = time.perf_counter()
-        optimizer.zero_grad()
-        with _precision(device):
-            outputs = _as_list(network(x))
-            loss = _loss(outputs, _targets(outputs))
-        scaler.scale(loss).backward()
-        scaler.step(optimizer)
-        scaler.update()
-        if device.type != "cpu":
-            torch.accelerator.synchronize(device)
-        return time.perf_counter() - start
-
-    with torch.backends.cudnn.flags(benchmark=True):
-        step()
-        return statistics.median(step() for _ in range(iterations))
 
 
 # --------------------------------------------------------------------------------------------------------------- cards
@@ -262,11 +151,11 @@ def _compared_with(spec: NetworkSpec) -> list[NetworkSpec]:
 def _seconds(spec: NetworkSpec, setting: Setting, counts: Counts, device: torch.device) -> float | None:
     """None where a training step would not find the memory that it needs."""
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
-    weights = 12 * counts.parameters  # in float32, with their gradients and SGD's momentum
-    if _PEAK * counts.activation_bytes + weights > free:
+    if counts.training_bytes > free:
         return None
     logger.info("%s: measuring its training steps", spec.name)
-    return seconds_per_iteration(spec, setting, device)
+    architecture = spec.architecture(spec.planned(setting.topology))
+    return measure(architecture, setting, TrainingOptions(), device).seconds
 
 
 def _fitted(spec: NetworkSpec, topology: Topology) -> Topology:
@@ -289,7 +178,7 @@ _ROWS: tuple[tuple[str, str, Callable], ...] = (
     ("multiply_adds", "multiply-adds", lambda value: f"{value / 1e9:.4g} G"),
     ("scan_flops", "scan", lambda value: f"{value / 1e9:.3g} GFLOPs"),
     ("scans", "scans", str),
-    ("activation_bytes", "activations", lambda value: f"{value / 2**30:.3g} GiB"),
+    ("training_bytes", "memory", lambda value: f"{value / 2**30:.3g} GiB"),
     ("seconds", "seconds/iteration", lambda value: f"{value:.3g} s"),
 )
 
@@ -307,8 +196,8 @@ def as_text(facts: dict) -> str:
         f"{setting['num_classes']} channels, deep supervision on; ratios are to {facts['network']}\n"
         "multiply-adds: convolutions and matrix products, forward pass of one sample\n"
         "scan: in the same pass, 9 N + 2 FLOPs per token and channel with N states\n"
-        "activations: what autograd keeps of the batch for the backward pass; the peak of a step is higher\n"
-        "seconds: a training step on random data (sum of cross entropies, SGD), measured here: "
+        "memory: peak of a training step (SGD), traced without running it\n"
+        "seconds: the same step on random data, measured here: "
         f"{machine['device']} ({machine['name']}), threads: {machine['threads']}, torch {machine['torch']}",
     ]
     if any(found["seconds"] is None for found in networks.values()):
@@ -349,7 +238,8 @@ def overview() -> list[dict]:
 def _standard_parameters(spec: NetworkSpec) -> int:
     topology = _fitted(spec, topology_for(_STANDARD_PATCH[max(spec.dims)]))
     with torch.device("meta"):
-        network = _build(spec, Setting(topology, input_channels=1, num_classes=2, batch_size=1))
+        setting = Setting(topology, input_channels=1, num_classes=2, batch_size=1)
+        network = build_network(spec.architecture(spec.planned(topology)), setting, torch.device("cpu"))
     return sum(weight.numel() for weight in network.parameters())
 
 

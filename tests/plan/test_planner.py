@@ -1,47 +1,56 @@
-"""Plans for data sets that are only a fingerprint."""
+"""Plans for data sets that are only a fingerprint, and beside nnU-Net's own planner."""
 
 import json
 import math
 import pydoc
+import shutil
+from dataclasses import replace
 
 import pytest
+import torch
 
+from umamba_seg.datasets import msd
 from umamba_seg.datasets.synthetic import make_dataset
 from umamba_seg.errors import UserError
+from umamba_seg.fingerprint import extract_fingerprint
 from umamba_seg.networks import find
 from umamba_seg.paths import resolve
-from umamba_seg.plan.budgets import cpu_budget, gpu_budget
+from umamba_seg.plan import planner
+from umamba_seg.plan.budgets import cpu_budget, gpu_budget, vram_budget
 from umamba_seg.plan.planner import plan_dataset
 from umamba_seg.plan.plans import require_network, topology_of
+from umamba_seg.plan.step import Measurement
 
-KINDS = {  # shape (z, y, x), spacing in mm, channels
-    "large isotropic CT": ((320, 512, 512), (1.0, 0.8, 0.8), 1),
-    "anisotropic cardiac": ((10, 256, 216), (10.0, 1.56, 1.56), 1),
-    "4-modality brain": ((138, 170, 138), (1.0, 1.0, 1.0), 4),
-    "tiny": ((14, 32, 36), (6.0, 2.5, 2.5), 1),
+KINDS = {  # shape (z, y, x), spacing in mm, channels, cases
+    "large isotropic CT": ((512, 512, 512), (0.8, 0.8, 0.8), 1, 100),
+    "anisotropic cardiac": ((10, 256, 216), (10.0, 1.56, 1.56), 1, 100),
+    "4-modality brain": ((138, 170, 138), (1.0, 1.0, 1.0), 4, 100),
+    "hippocampus": ((36, 50, 35), (1.0, 1.0, 1.0), 1, 260),
+    "tiny": ((14, 32, 36), (6.0, 2.5, 2.5), 1, 100),
 }
+NAME = "Dataset001_Kind"
 
 
 @pytest.fixture
 def plan(tmp_path):
-    """``plan(kind, budget, network=...)`` plans a data set of 100 cases of one kind."""
+    """``plan(kind, budget, network=...)`` plans a data set of cases of one kind."""
 
-    def run(kind, budget, name="p", network="umamba_bot"):
-        shape, spacing, channels = KINDS[kind]
+    def run(kind, budget, name="p", network="umamba_bot", spacing=None, device=None):
+        shape, usual, channels, cases = KINDS[kind]
         folders = resolve(tmp_path).export()
-        raw = folders.raw / "Dataset001_Kind"
+        raw = folders.raw / NAME
         if not raw.exists():
             make_dataset(
                 folders.raw, 1, "Kind", train_cases=1, test_cases=0, shape=(36, 32, 14), spacing=(2.5, 2.5, 6.0), seed=0
             )
         description = json.loads((raw / "dataset.json").read_text())
-        description |= {"numTraining": 100, "channel_names": {str(i): f"MR {i}" for i in range(channels)}}
+        description |= {"numTraining": cases, "channel_names": {str(i): f"MR {i}" for i in range(channels)}}
         (raw / "dataset.json").write_text(json.dumps(description))
-        preprocessed = folders.preprocessed / "Dataset001_Kind"
+        preprocessed = folders.preprocessed / NAME
         preprocessed.mkdir(parents=True, exist_ok=True)
         fingerprint = {
-            "spacings": [spacing] * 100,
-            "shapes_after_crop": [shape] * 100,
+            "spacings": [spacing or usual] * cases,
+            "shapes_after_crop": [shape] * cases,
             "foreground_intensity_properties_per_channel": {
                 str(i): {"mean": 1.0, "std": 1.0, "percentile_00_5": 0.0, "percentile_99_5": 2.0}
                 for i in range(channels)
@@ -49,53 +58,121 @@ def plan(tmp_path):
             "median_relative_size_after_cropping": 1.0,
         }
         (preprocessed / "dataset_fingerprint.json").write_text(json.dumps(fingerprint))
-        plan_dataset("Dataset001_Kind", find(network), budget, name)
+        plan_dataset(NAME, find(network), budget, name, device)
         return json.loads((preprocessed / f"{name}.json").read_text())
 
     return run
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_cpu_plans_are_small_and_buildable(plan, kind):
-    plans = plan(kind, cpu_budget())
-    for configuration in plans["configurations"].values():
-        if "inherits_from" in configuration:
-            continue
-        arguments = configuration["architecture"]["arch_kwargs"]
-        assert arguments["features"][:3] == [8, 16, 32][: len(arguments["features"])]
-        assert max(arguments["features"]) <= 64
-        assert configuration["batch_size"] >= 2
-        voxels = configuration["batch_size"]
-        for extent, strides in zip(configuration["patch_size"], zip(*arguments["strides"], strict=True), strict=True):
-            voxels *= extent
-            assert extent % math.prod(strides) == 0
-        assert voxels <= (1.2e6 if len(configuration["patch_size"]) == 2 else 6e5)
+@pytest.fixture
+def by_voxels(monkeypatch):
+    """Memory in proportion to voxels and channels, for tests that are not about memory: traces take seconds."""
+
+    def peak(_architecture, setting, _device_type, _optimizer):
+        topology = setting.topology
+        return 2**26 + 40 * setting.batch_size * math.prod(topology.patch_size) * topology.features[0]
+
+    monkeypatch.setattr(planner, "_peak", peak)
 
 
-def test_plans_name_the_network_and_only_nnunets_own_parts_beside_it(plan):
-    plans = plan("tiny", gpu_budget(8))
-    assert plans["umamba_seg"]["network"] == "umamba_bot"
-    assert plans["umamba_seg"]["training"]["optimizer"] == "SGD"
-    configuration = plans["configurations"]["3d_fullres"]
-    assert configuration["architecture"]["network_class_name"] == "umamba_seg.networks.umamba.UMamba"
-    assert configuration["architecture"]["_kw_requires_import"] == []
-    assert configuration["architecture"]["arch_kwargs"]["features"][0] == 32
-    assert configuration["preprocessor_name"] == "DefaultPreprocessor"
+def planned(plans):
+    """The configurations that were searched for."""
+    return {name: found for name, found in plans["configurations"].items() if "inherits_from" not in found}
 
 
-def test_memory_target_gives_nnunets_own_patch_strides_and_batch(plan, tmp_path):
+# ------------------------------------------------------------------------------------------------------------- budgets
+
+
+def test_cpu_plan_is_the_one_whose_iteration_was_measured(plan):
+    configuration = planned(plan("hippocampus", cpu_budget()))["3d_fullres"]
+    assert (configuration["patch_size"], configuration["batch_size"]) == ([40, 56, 40], 4)
+    assert configuration["topology"]["features"] == [8, 16, 32, 64]
+
+
+def test_more_memory_never_gives_a_smaller_patch_times_batch(plan):
+    voxels = []
+    for gigabytes in (4, 8):
+        configuration = planned(plan("tiny", vram_budget(gigabytes)))["3d_fullres"]
+        reasons = configuration["planning"]
+        assert reasons["estimated_bytes"] <= reasons["limit_bytes"] <= gigabytes * 2**30
+        voxels.append(math.prod(configuration["patch_size"]) * reasons["batch_by_memory"])
+    assert voxels[1] > 2 * voxels[0]
+
+
+def test_a_network_that_takes_more_gets_less(plan):
+    room = {
+        network: planned(plan("tiny", vram_budget(8), network, network))["3d_fullres"]["planning"]["batch_by_memory"]
+        for network in ("plain_conv_unet", "umamba_bot")
+    }
+    assert room["plain_conv_unet"] > 2 * room["umamba_bot"]
+
+
+@pytest.mark.usefixtures("by_voxels")
+def test_five_percent_of_the_data_are_the_most_that_a_batch_holds(plan):
+    """260 cases, as in the original release of MSD's hippocampus."""
+    configuration = planned(plan("hippocampus", gpu_budget(8), network="plain_conv_unet"))["3d_fullres"]
+    assert (configuration["patch_size"], configuration["batch_size"]) == ([40, 56, 40], 9)
+    assert len(configuration["topology"]["strides"]) == 4
+    assert configuration["planning"]["batch_by_data"] == pytest.approx(0.05 * 260 * 36 * 50 * 35 / (40 * 56 * 40))
+
+
+def test_budget_too_small_for_any_patch(plan):
+    with pytest.raises(UserError, match=r"budget vram0\.7gb: segmamba takes .* GiB for 2 samples .*; give more"):
+        plan("tiny", vram_budget(0.7), network="segmamba")
+
+
+@pytest.mark.parametrize("spacing", [(0.0, 1.0, 1.0), (1.0, -1.0, 1.0), (1.0, 1.0, math.nan)])
+def test_impossible_spacing(plan, spacing):
+    with pytest.raises(UserError, match=r"Dataset001_Kind, synth_000: spacing .* positive number; correct"):
+        plan("tiny", cpu_budget(), spacing=spacing)
+
+
+# ------------------------------------------------------------------------------------------------------ beside nnU-Net
+
+
+def assert_nnunet_plans_the_same(dataset_name):
     from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 
-    ours = plan("4-modality brain", gpu_budget(8))["configurations"]["3d_fullres"]
-    theirs = ExperimentPlanner("Dataset001_Kind", 8, plans_name="theirs").plan_experiment()["configurations"][
-        "3d_fullres"
-    ]
-    assert ours["patch_size"] == list(theirs["patch_size"])
-    assert ours["batch_size"] == theirs["batch_size"]
-    strides = [list(map(int, steps)) for steps in theirs["architecture"]["arch_kwargs"]["strides"]]
-    assert ours["architecture"]["arch_kwargs"]["strides"] == strides
+    with torch.device("meta"):  # it builds a network for every patch that it tries
+        theirs = ExperimentPlanner(dataset_name, 8, plans_name="theirs").plan_experiment()["configurations"]
+    ours = plan_dataset(dataset_name, find("plain_conv_unet"), gpu_budget(8), "ours")["configurations"]
+    assert set(ours) == set(theirs)
+    for name, wanted in planned({"configurations": json.loads(json.dumps(theirs, default=float))}).items():
+        arguments = wanted["architecture"]["arch_kwargs"]
+        assert ours[name]["patch_size"] == wanted["patch_size"]
+        assert ours[name]["batch_size"] == wanted["batch_size"]
+        assert ours[name]["topology"]["strides"] == arguments["strides"]
+        assert ours[name]["topology"]["kernel_sizes"] == arguments["kernel_sizes"]
+        assert ours[name]["architecture"]["arch_kwargs"] == arguments
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["large isotropic CT", "anisotropic cardiac", "4-modality brain"])
+def test_nnunets_target_gives_its_own_network_its_own_plan(plan, kind):
+    plan(kind, gpu_budget(8), network="plain_conv_unet")  # leaves the data set behind
+    assert_nnunet_plans_the_same(NAME)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["openms_mni", "msd_spleen2_crop", "sunnybrook_2d"])
+def test_nnunets_target_gives_its_own_network_its_own_plan_on_images(shared_data, tmp_path, name):
+    folders = resolve(tmp_path).export()
+    shutil.copytree(shared_data(name), folders.raw / f"Dataset002_{name}")
+    extract_fingerprint(f"Dataset002_{name}", 2)
+    assert_nnunet_plans_the_same(f"Dataset002_{name}")
+
+
+@pytest.mark.slow
+def test_nnunets_target_on_hippocampus(shared_data, tmp_path):
+    folders = resolve(tmp_path).export()
+    name = msd.convert(shared_data("hippocampus"), folders.raw, 4, None).name
+    extract_fingerprint(name, 2)
+    assert_nnunet_plans_the_same(name)
+    configuration = json.loads((folders.preprocessed / name / "ours.json").read_text())["configurations"]["3d_fullres"]
+    assert (configuration["patch_size"], configuration["batch_size"]) == ([40, 56, 40], 7)
+
+
+@pytest.mark.usefixtures("by_voxels")
 @pytest.mark.parametrize(
     ("network", "planner"),
     [
@@ -104,9 +181,11 @@ def test_memory_target_gives_nnunets_own_patch_strides_and_batch(plan, tmp_path)
     ],
 )
 def test_nnunets_own_networks_are_built_as_its_planners_build_them(plan, network, planner):
-    plan("4-modality brain", gpu_budget(8))  # leaves the data set behind
+    plan("tiny", vram_budget(8), network="plain_conv_unet")  # leaves the data set behind
     their_planner = pydoc.locate(f"nnunetv2.experiment_planning.experiment_planners.{planner}")
-    for theirs in their_planner("Dataset001_Kind", 8, plans_name="theirs").plan_experiment()["configurations"].values():
+    with torch.device("meta"):
+        plans = their_planner(NAME, 8, plans_name="theirs").plan_experiment()
+    for theirs in plans["configurations"].values():
         if "inherits_from" not in theirs:
             arguments = json.loads(json.dumps(theirs["architecture"]["arch_kwargs"]))
             table = arguments | {"features": arguments["features_per_stage"]}
@@ -116,29 +195,49 @@ def test_nnunets_own_networks_are_built_as_its_planners_build_them(plan, network
             assert find(network).imports == tuple(theirs["architecture"]["_kw_requires_import"])
 
 
+# ------------------------------------------------------------------------------------------------------ what is written
+
+
+@pytest.mark.usefixtures("by_voxels")
+def test_plans_name_the_network_and_only_nnunets_own_parts_beside_it(plan):
+    plans = plan("tiny", vram_budget(8))
+    assert plans["umamba_seg"]["network"] == "umamba_bot"
+    assert plans["umamba_seg"]["training"]["optimizer"] == "SGD"
+    configuration = plans["configurations"]["3d_fullres"]
+    assert configuration["architecture"]["network_class_name"] == "umamba_seg.networks.umamba.UMamba"
+    assert configuration["architecture"]["_kw_requires_import"] == []
+    assert configuration["architecture"]["arch_kwargs"]["features"][0] == 32
+    assert configuration["preprocessor_name"] == "DefaultPreprocessor"
+
+
+@pytest.mark.usefixtures("by_voxels")
 def test_data_is_named_after_what_shapes_it_not_after_the_plan(plan):
-    small, large = plan("tiny", cpu_budget(), "a"), plan("tiny", gpu_budget(24), "b")
-    names = {plans["configurations"]["3d_fullres"]["data_identifier"] for plans in (small, large)}
-    assert len(names) == 1
-    assert next(iter(names)).startswith("6x2.5x2.5mm_ZScore_")
-    assert plan("4-modality brain", cpu_budget())["configurations"]["3d_fullres"]["data_identifier"] not in names
+    kinds = {
+        plan("tiny", budget, f"{network}_{budget.name}", network)["configurations"]["3d_fullres"]["data_identifier"]
+        for network, budget in (
+            ("plain_conv_unet", gpu_budget(8)),
+            ("plain_conv_unet", vram_budget(8)),
+            ("umamba_bot", vram_budget(8)),
+            ("segmamba", vram_budget(8)),
+        )
+    }
+    assert len(kinds) == 1
+    assert next(iter(kinds)).startswith("6x2.5x2.5mm_ZScore_")
+    other = plan("hippocampus", gpu_budget(8), "other", "plain_conv_unet")
+    assert other["configurations"]["3d_fullres"]["data_identifier"] not in kinds
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("network", "step"), [("segmamba", 16), ("nnmamba_ds", 16), ("lightmunet_noscan", 8)])
-def test_networks_of_fixed_depth_get_nnunets_patch_and_batch_as_near_as_they_can(plan, kind, network, step):
-    theirs = plan(kind, cpu_budget(), "theirs")["configurations"]["3d_fullres"]
-    ours = plan(kind, cpu_budget(), "ours", network)["configurations"]["3d_fullres"]
-    for extent, wished in zip(ours["patch_size"], theirs["patch_size"], strict=True):
-        assert extent % step == 0
-        assert abs(extent - wished) <= step / 2 or extent in (step, 2 * step)
-    assert ours["batch_size"] >= 2
-    voxels, wished = (math.prod(plan["patch_size"]) * plan["batch_size"] for plan in (ours, theirs))
-    assert voxels <= wished or ours["batch_size"] == 2
+@pytest.mark.usefixtures("by_voxels")
+@pytest.mark.parametrize(("network", "step"), [("segmamba", 16), ("lightmunet_noscan", 8)])
+def test_networks_of_fixed_depth_get_patches_that_their_levels_divide(plan, network, step):
+    configuration = planned(plan("tiny", vram_budget(8), network=network))["3d_fullres"]
+    assert configuration["planning"]["fixed_depth"]
+    assert all(extent % step == 0 for extent in configuration["patch_size"])
 
 
+@pytest.mark.usefixtures("by_voxels")
 def test_a_plan_of_segmamba_has_the_planes_of_its_patch_as_slices(plan):
-    configuration = plan("large isotropic CT", gpu_budget(24), network="segmamba")["configurations"]["3d_fullres"]
+    configuration = plan("tiny", vram_budget(8), network="segmamba")["configurations"]["3d_fullres"]
     assert configuration["architecture"]["arch_kwargs"] == {
         "features_per_stage": [48, 96, 192, 384],
         "hidden_size": 768,
@@ -147,25 +246,29 @@ def test_a_plan_of_segmamba_has_the_planes_of_its_patch_as_slices(plan):
     assert configuration["output_strides"] == [[1, 1, 1]]
 
 
+@pytest.mark.usefixtures("by_voxels")
 def test_a_plan_keeps_the_configurations_whose_dimensions_the_network_has(plan):
-    assert set(plan("anisotropic cardiac", cpu_budget())["configurations"]) == {"2d", "3d_fullres"}
-    assert set(plan("anisotropic cardiac", cpu_budget(), "s", "segmamba")["configurations"]) == {"3d_fullres"}
+    assert set(plan("tiny", vram_budget(8), "p", "umamba_bot")["configurations"]) == {"2d", "3d_fullres"}
+    assert set(plan("tiny", vram_budget(8), "s", "segmamba")["configurations"]) == {"3d_fullres"}
 
 
+@pytest.mark.usefixtures("by_voxels")
 def test_plans_of_another_network_are_not_written_over(plan):
-    plan("tiny", cpu_budget())
+    plan("tiny", vram_budget(8))
     with pytest.raises(UserError, match=r"p\.json: holds plans for umamba_bot; .* -p"):
-        plan("tiny", cpu_budget(), network="lightmunet")
-    assert plan("tiny", gpu_budget(8))["umamba_seg"]["budget"] == "8gb"
+        plan("tiny", vram_budget(8), network="lightmunet")
+    assert plan("tiny", vram_budget(4))["umamba_seg"]["budget"] == "vram4gb"
 
 
+@pytest.mark.usefixtures("by_voxels")
 def test_plans_tell_at_which_resolutions_a_network_answers(plan):
-    plans = plan("anisotropic cardiac", cpu_budget(), network="nnmamba_ds")
+    plans = plan("tiny", vram_budget(8), network="nnmamba_ds")
     assert plans["configurations"]["3d_fullres"]["output_strides"] == [[n] * 3 for n in (1, 2, 4, 8)]
 
 
+@pytest.mark.usefixtures("by_voxels")
 def test_a_plan_of_a_network_with_channel_tokens_is_tied_to_its_patch(plan):
-    configuration = plan("4-modality brain", gpu_budget(8), network="umamba_enc")["configurations"]["3d_fullres"]
+    configuration = plan("tiny", vram_budget(8), network="umamba_enc")["configurations"]["3d_fullres"]
     arguments = configuration["architecture"]["arch_kwargs"]
     assert arguments["patch_size"] == configuration["patch_size"]
     assert "channels" in arguments["mamba_tokens"]
@@ -185,11 +288,50 @@ def test_a_classifier_is_not_planned():
         find("nnmamba_cls").require_segmentation()
 
 
+@pytest.mark.usefixtures("by_voxels")
 def test_a_network_may_have_learning_rates_of_its_own(plan):
-    on_cpu, on_gpu = plan("tiny", cpu_budget(), "a", "nnmamba"), plan("tiny", gpu_budget(8), "b", "nnmamba")
-    assert (on_cpu["umamba_seg"]["training"]["optimizer"], on_cpu["umamba_seg"]["training"]["initial_lr"]) == (
-        "AdamW",
-        1e-3,
-    )
-    assert on_gpu["umamba_seg"]["training"]["initial_lr"] == 1e-4
-    assert plan("tiny", cpu_budget())["umamba_seg"]["training"]["initial_lr"] == 3e-3
+    assert plan("tiny", vram_budget(8), network="nnmamba_ds")["umamba_seg"]["training"]["initial_lr"] == 1e-4
+    on_cpu = replace(cpu_budget(), limit=2.0**30)
+    training = plan("tiny", on_cpu, "on_cpu", "nnmamba_ds")["umamba_seg"]["training"]
+    assert (training["optimizer"], training["initial_lr"]) == ("AdamW", 1e-3)
+
+
+@pytest.mark.usefixtures("by_voxels")
+def test_a_new_plan_leaves_nothing_of_the_old_one_but_what_was_added_by_hand(plan, tmp_path):
+    plans = plan("tiny", vram_budget(8), network="plain_conv_unet")
+    old = plans["configurations"]["3d_fullres"]
+    by_hand = {key: value for key, value in old.items() if key != "planning"}
+    plans["configurations"] |= {"3d_lowres": old, "mine": by_hand}
+    (resolve(tmp_path).preprocessed / NAME / "p.json").write_text(json.dumps(plans))
+    new = plan("tiny", vram_budget(4), network="plain_conv_unet")
+    assert set(new["configurations"]) == {"2d", "3d_fullres", "mine"}
+
+
+# -------------------------------------------------------------------------------------------------------------- probes
+
+
+@pytest.mark.usefixtures("by_voxels")
+def test_a_gpu_that_takes_more_than_the_estimate_gets_less(plan, monkeypatch):
+    def measured(configuration, input_channels, num_classes, options, device):
+        assert (input_channels, num_classes, options.optimizer, device.type) == (1, 4, "SGD", "cuda")
+        setting = planner.Setting(topology_of(configuration), input_channels, num_classes, configuration["batch_size"])
+        return Measurement(seconds=0.5, bytes=round(1.4 * planner._peak("", setting, "cuda", "SGD")), device="a GPU")
+
+    estimated = planned(plan("tiny", vram_budget(4), "a", "plain_conv_unet"))["3d_fullres"]
+    monkeypatch.setattr(planner, "measure_plan", measured)
+    probed = planned(plan("tiny", vram_budget(4), "b", "plain_conv_unet", device=torch.device("cuda")))["3d_fullres"]
+    found = probed["planning"]["measured"]
+    assert found["bytes"] == pytest.approx(probed["planning"]["estimated_bytes"], rel=0.1)
+    assert found["bytes"] <= probed["planning"]["limit_bytes"] * 1.1
+    assert (found["device"], found["seconds"]) == ("a GPU", 0.5)
+    assert probed["planning"]["batch_by_memory"] < estimated["planning"]["batch_by_memory"]
+
+
+@pytest.mark.usefixtures("by_voxels")
+def test_a_probe_on_a_cpu_only_measures(plan):
+    small = replace(cpu_budget(), base_features=2, limit=2.0**27)
+    estimated = planned(plan("tiny", small, "a", "plain_conv_unet"))
+    probed = planned(plan("tiny", small, "b", "plain_conv_unet", device=torch.device("cpu")))
+    for name, configuration in probed.items():
+        assert configuration["batch_size"] == estimated[name]["batch_size"]
+        assert configuration["planning"]["measured"]["seconds"] > 0

@@ -75,7 +75,7 @@ class FixedLevels:
     features: tuple[int, ...]
     narrowest: int = 1
 
-    def topology(self, patch_size: Sequence[int], width: float = 1.0) -> Topology:
+    def topology(self, patch_size: Sequence[float], width: float = 1.0) -> Topology:
         """The topology for a patch, brought to the nearest extent that the levels divide, two voxels at the coarsest.
 
         Args:

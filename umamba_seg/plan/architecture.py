@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from umamba_kernels import dry_run
 from umamba_seg.errors import UserError
 from umamba_seg.networks import NetworkSpec, Topology, build_from
 from umamba_seg.text import times
@@ -39,7 +40,7 @@ def output_strides(architecture: dict, patch_size: Sequence[int]) -> list[list[i
             not as large as the patch.
     """
     channels, classes = 1, 2
-    with FakeTensorMode():
+    with dry_run("chunked"), FakeTensorMode():
         network = build_from(architecture, input_channels=channels, num_classes=classes, deep_supervision=True)
         try:
             outputs = network(torch.zeros(2, channels, *patch_size))

@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from umamba_seg.errors import UserError
 
+OptimizerName = Literal["SGD", "AdamW"]
+
 
 class TrainingOptions(BaseModel):
     """How a fold is trained. The defaults are nnU-Net's.
@@ -18,7 +20,7 @@ class TrainingOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    optimizer: Literal["SGD", "AdamW"] = "SGD"
+    optimizer: OptimizerName = "SGD"
     initial_lr: float = Field(default=1e-2, gt=0)
     weight_decay: float = Field(default=3e-5, ge=0)
     epochs: int | None = Field(default=1000, ge=1)

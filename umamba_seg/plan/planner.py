@@ -1,32 +1,42 @@
-"""Step 2: fingerprint + network + budget -> plans.json, by nnU-Net's search with our network in its result."""
+"""Step 2: fingerprint + network + budget -> plans.json, by nnU-Net's planner with a search that knows the network."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
 from importlib.metadata import version
 from pathlib import Path
+from typing import NoReturn
 
+import torch
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 
 import umamba_seg
+from umamba_seg.datasets.labels import Labels
 from umamba_seg.errors import UserError
-from umamba_seg.files import read_json
+from umamba_seg.files import read_json, write_json
 from umamba_seg.log import quiet
-from umamba_seg.networks import NetworkSpec, Topology
+from umamba_seg.networks import NetworkSpec, Topology, find
 from umamba_seg.plan.architecture import describe
-from umamba_seg.plan.budgets import Budget
+from umamba_seg.plan.budgets import Budget, Yardstick
+from umamba_seg.plan.memory import training_memory
+from umamba_seg.plan.options import OptimizerName, TrainingOptions
 from umamba_seg.plan.plans import PLANS_TABLE, topology_of, topology_table
+from umamba_seg.plan.probe import measure_plan, settle, timed
+from umamba_seg.plan.search import SMALLEST_BATCH, batch_within, largest_that_fits
+from umamba_seg.plan.step import Measurement, Setting
+from umamba_seg.plan.topology import fixed_topologies, open_topologies
 from umamba_seg.text import times
 
 _PUBLISHED_FEATURES = 32  # of the first stage, in nnU-Net's plans and in the networks of fixed depth
 
 
-def _topology(configuration: dict) -> Topology:
+def _nnunets_topology(configuration: dict) -> Topology:
     """What nnU-Net's search found for its own U-Net."""
     arguments = configuration["architecture"]["arch_kwargs"]
     return topology_of(
@@ -37,61 +47,184 @@ def _topology(configuration: dict) -> Topology:
     )
 
 
+@functools.cache
+def _peak(architecture: str, setting: Setting, device_type: str, optimizer: OptimizerName) -> int:
+    """Bytes of a training step. Searches for several configurations and budgets come by the same patches."""
+    return training_memory(json.loads(architecture), setting, device_type, optimizer).peak
+
+
 class Planner(ExperimentPlanner):
-    """nnU-Net's planner: its search stays; the network, the budget and the name of the shared data are ours.
+    """nnU-Net's planner with a search of our own: each network is planned for the memory that it takes.
+
+    Spacings, normalisation, resampling and the decision for a low resolution stay nnU-Net's.
 
     Args:
         dataset_name: E.g. ``Dataset004_Hippocampus``; its fingerprint must exist and nnU-Net's folders be exported.
-        network: The network that the plans name. One of fixed depth gets nnU-Net's patch, brought to the nearest extent
-            that it divides, and a batch of as many voxels.
+        network: The network that the plans name.
         budget: What it may cost.
         plans_name: File name of the plans, without ending.
+        device: Where each configuration is tried; None plans by the estimate alone.
+
+    Raises:
+        UserError: The fingerprint holds an image without extent or spacing.
     """
 
-    def __init__(self, dataset_name: str, network: NetworkSpec, budget: Budget, plans_name: str):
+    def __init__(
+        self,
+        dataset_name: str,
+        network: NetworkSpec,
+        budget: Budget,
+        plans_name: str,
+        device: torch.device | None = None,
+    ):
         super().__init__(dataset_name, plans_name=plans_name)
-        self.network, self.budget = network, budget
+        self.network, self.budget, self.device = network, budget, device
         self.UNet_base_num_features = budget.base_features
         self.UNet_max_features_2d, self.UNet_max_features_3d = budget.max_features[2], budget.max_features[3]
-        self.UNet_reference_val_2d, self.UNet_reference_val_3d = budget.reference[2], budget.reference[3]
-        self.UNet_reference_val_corresp_bs_2d = budget.reference_batch[2]
-        self.UNet_reference_val_corresp_bs_3d = budget.reference_batch[3]
         self.UNet_vram_target_GB = self.UNet_reference_val_corresp_GB  # the budget's references are scaled already
+        if isinstance(limit := budget.limit, Yardstick):
+            self.UNet_reference_val_2d, self.UNet_reference_val_3d = limit.reference[2], limit.reference[3]
+            self.UNet_reference_val_corresp_bs_2d = limit.samples[2]
+            self.UNet_reference_val_corresp_bs_3d = limit.samples[3]
+        self._num_classes = Labels.from_json(self.dataset_json, Path("dataset.json")).num_classes
+        self._input_channels = len(self.dataset_json["channel_names"])
+        # By number of dimensions. For a low resolution nnU-Net plans one spacing after another, each a bit coarser, and
+        # the patch hardly changes: the next search starts there.
+        self._found_voxels: dict[int, int] = {}
+        self._require_sizes()
 
-    @staticmethod
-    def static_estimate_VRAM_usage(
-        patch_size, input_channels, output_channels, arch_class_name, arch_kwargs, arch_kwargs_req_import
+    def _require_sizes(self) -> None:
+        fingerprint = self.dataset_fingerprint
+        for case, spacing, shape in zip(
+            self.dataset, fingerprint["spacings"], fingerprint["shapes_after_crop"], strict=False
+        ):
+            if not all(0 < value < math.inf for value in (*spacing, *shape)):
+                raise UserError(
+                    f"{self.dataset_name}, {case}",
+                    f"spacing {times(spacing)} mm, {times(shape)} voxels: each must be a positive number",
+                    "correct the image's header, then plan again",
+                )
+
+    def static_estimate_VRAM_usage(  # type: ignore[override]  (nnU-Net calls its static method through the instance)
+        self, patch_size, input_channels, output_channels, arch_class_name, arch_kwargs, arch_kwargs_req_import
     ) -> int:
-        """nnU-Net's count of feature-map voxels, without its setting of torch's threads to the augmentation workers:
-        there may be none."""
-        network = get_network_from_plans(
-            arch_class_name, arch_kwargs, arch_kwargs_req_import, input_channels, output_channels, allow_init=False
-        )
+        """nnU-Net's count of feature-map voxels where it is our yardstick; else its search is not needed and ends.
+
+        Without memory, and without its setting of torch's threads to the augmentation workers: there may be none.
+        """
+        if not isinstance(self.budget.limit, Yardstick) or len(patch_size) not in self.network.dims:
+            return 1
+        with torch.device("meta"):
+            network = get_network_from_plans(
+                arch_class_name, arch_kwargs, arch_kwargs_req_import, input_channels, output_channels, allow_init=False
+            )
         return network.compute_conv_feature_map_size(patch_size)
 
-    def get_plans_for_configuration(self, *args, **kwargs) -> dict:
-        plan = super().get_plans_for_configuration(*args, **kwargs)
-        found = _topology(plan)
-        if self.network.levels is None:
-            topology = found
-            self._require_three_stages(plan)
-        else:
-            topology = self.network.levels.topology(found.patch_size, self.budget.base_features / _PUBLISHED_FEATURES)
-            growth = math.prod(topology.patch_size) / math.prod(found.patch_size)
-            plan["batch_size"] = max(self.UNet_min_batch_size, int(plan["batch_size"] / growth))
-        plan["patch_size"] = list(topology.patch_size)
-        plan["topology"] = topology_table(topology)
+    def get_plans_for_configuration(
+        self, spacing, median_shape, data_identifier, approximate_n_voxels_dataset, _cache
+    ) -> dict:
+        plan = super().get_plans_for_configuration(
+            spacing, median_shape, data_identifier, approximate_n_voxels_dataset, _cache
+        )
+        if len(spacing) in self.network.dims:
+            plan |= self.fitted(plan, self._limit(plan), approximate_n_voxels_dataset)
         plan["data_identifier"] = self._shared_data_name(plan)
         return plan
 
-    def _require_three_stages(self, plan: dict) -> None:
-        if len(plan["architecture"]["arch_kwargs"]["strides"]) < 3:
-            raise UserError(
-                self.dataset_name,
-                f"the images are too small: {times(plan['median_image_size_in_voxels'])} voxels (median) give fewer "
-                "than the three stages that nnU-Net's deep supervision needs",
-                "use larger images",
-            )
+    def _limit(self, plan: dict) -> float:
+        """Bytes of a training step, for a configuration as nnU-Net planned it."""
+        if not isinstance(self.budget.limit, Yardstick):
+            return self.budget.limit
+        if len(plan["architecture"]["arch_kwargs"]["strides"]) < 2:
+            self._refuse_small_images(plan)  # nnU-Net would plan a U-Net without depth
+        dims, topology = len(plan["spacing"]), _nnunets_topology(plan)
+        architecture = plan["architecture"]
+        voxels = self.static_estimate_VRAM_usage(
+            topology.patch_size,
+            self._input_channels,
+            len(self.dataset_json["labels"]),
+            architecture["network_class_name"],
+            architecture["arch_kwargs"],
+            architecture["_kw_requires_import"],
+        )
+        # Not rounded, so that nnU-Net's own network just gets its own batch.
+        batch = self.budget.limit.samples[dims] * self.budget.limit.reference[dims] / voxels
+        yardstick = find(self.budget.limit.network)
+        below, above = (self._memory(topology, math.floor(batch) + more, yardstick) for more in (0, 1))
+        return below + (batch - math.floor(batch)) * (above - below)
+
+    def _memory(self, topology: Topology, batch_size: int, network: NetworkSpec | None = None) -> int:
+        network = network or self.network
+        setting = Setting(topology, self._input_channels, self._num_classes, batch_size)
+        architecture = json.dumps(network.architecture(network.planned(topology)))
+        return _peak(architecture, setting, self.budget.device_type, self.budget.training.optimizer)
+
+    def _topologies(self, plan: dict) -> list[Topology]:
+        spacing, shape = ([float(value) for value in plan[key]] for key in ("spacing", "median_image_size_in_voxels"))
+        levels, features = self.network.levels, self.budget.base_features
+        if levels is not None:
+            return list(fixed_topologies(levels, spacing, shape, features / _PUBLISHED_FEATURES))
+        return list(open_topologies(spacing, shape, features, self.budget.max_features[len(spacing)]))
+
+    def fitted(self, plan: dict, limit: float, data_voxels: float, factor: float = 1.0) -> dict:
+        """The entries of a configuration that the search decides, with its reasons under ``planning``.
+
+        Args:
+            plan: With ``spacing`` and ``median_image_size_in_voxels``.
+            limit: Bytes of a training step.
+            data_voxels: Of the whole data set.
+            factor: What a device was measured to take, over what is traced.
+
+        Raises:
+            UserError: The images are too small for the network, or the limit for any patch.
+        """
+        candidates = self._topologies(plan)
+        if not candidates:
+            self._refuse_small_images(plan)
+
+        def memory(topology: Topology, batch_size: int) -> int:
+            return round(factor * self._memory(topology, batch_size))
+
+        dims = len(plan["spacing"])
+        topology, tried = largest_that_fits(candidates, memory, limit, self._found_voxels.get(dims))
+        if topology is None:
+            self._refuse_budget(candidates[-1], memory(candidates[-1], SMALLEST_BATCH), limit)
+        self._found_voxels[dims] = math.prod(topology.patch_size)
+        by_memory = batch_within(topology, memory, limit)
+        by_data = data_voxels * self.max_dataset_covered / math.prod(topology.patch_size)
+        rounded = round(by_memory) if isinstance(self.budget.limit, Yardstick) else int(by_memory)
+        batch_size = max(SMALLEST_BATCH, min(rounded, round(by_data)))
+        return {
+            "patch_size": list(topology.patch_size),
+            "batch_size": batch_size,
+            "topology": topology_table(topology),
+            "planning": {
+                "limit_bytes": round(limit),
+                "estimated_bytes": memory(topology, batch_size),
+                "batch_by_memory": by_memory,
+                "batch_by_data": by_data,
+                "data_voxels": data_voxels,
+                "fixed_depth": self.network.levels is not None,
+                "largest_patch": list(candidates[0].patch_size),
+                "tried": [{"patch_size": list(trial.topology.patch_size), "bytes": trial.bytes} for trial in tried],
+            },
+        }
+
+    def _refuse_small_images(self, plan: dict) -> NoReturn:
+        raise UserError(
+            self.dataset_name,
+            f"the images are too small: {times(plan['median_image_size_in_voxels'])} voxels (median) give fewer "
+            "than the three stages that deep supervision needs",
+            "use larger images",
+        )
+
+    def _refuse_budget(self, smallest: Topology, needed: int, limit: float) -> NoReturn:
+        raise UserError(
+            f"budget {self.budget.name}",
+            f"{self.network.name} takes {needed / 2**30:.2f} GiB for {SMALLEST_BATCH} samples of its smallest patch, "
+            f"{times(smallest.patch_size)} voxels, and may take {limit / 2**30:.2f} GiB",
+            "give more with --vram-gb, or choose another network",
+        )
 
     def _shared_data_name(self, plan: dict) -> str:
         """Preprocessed data is named after what shapes it, so that networks and budgets share it."""
@@ -113,15 +246,26 @@ class Planner(ExperimentPlanner):
         plans[PLANS_TABLE] = {
             "network": self.network.name,
             "budget": self.budget.name,
-            "training": self._training(),
+            "budget_meaning": self.budget.meaning,
+            "training": self._options().model_dump(),
             "versions": {"umamba_seg": umamba_seg.__version__, "nnunetv2": version("nnunetv2")},
         }
+        self._forget_old_plans()
         super().save_plans(plans)
 
-    def _training(self) -> dict:
+    def _forget_old_plans(self) -> None:
+        """nnU-Net keeps configurations of the file that the new plans do not have: only those added by hand should."""
+        path = Path(nnUNet_preprocessed) / self.dataset_name / f"{self.plans_identifier}.json"
+        if path.is_file():
+            plans = read_json(path)
+            found = plans["configurations"]
+            plans["configurations"] = {name: plan for name, plan in found.items() if not _is_searched(plan)}
+            write_json(path, plans)
+
+    def _options(self) -> TrainingOptions:
         options = self.budget.training
         rate = self.network.learning_rates.get(options.optimizer, options.initial_lr)
-        return options.overridden(initial_lr=rate).model_dump()
+        return options.overridden(initial_lr=rate)
 
     def _configurations_of_network(self, configurations: dict) -> dict:
         kept = {}
@@ -130,10 +274,30 @@ class Planner(ExperimentPlanner):
                 if plan["inherits_from"] in kept:
                     kept[name] = plan
             elif len(plan["patch_size"]) in self.network.dims:
-                kept[name] = plan | describe(self.network, topology_of(plan))
+                kept[name] = self._described(plan) if self.device is None else self._probed(name, plan, self.device)
         if not kept:
             self.network.require_dims(len(configurations["2d"]["patch_size"]))
         return kept
+
+    def _described(self, plan: dict) -> dict:
+        return plan | describe(self.network, topology_of(plan))
+
+    def _probed(self, name: str, plan: dict, device: torch.device) -> dict:
+        """The configuration that keeps its promise on ``device``; on a CPU, where memory is no limit, only measured."""
+        limit, voxels = plan["planning"]["limit_bytes"], plan["planning"]["data_voxels"]
+
+        def planned(factor: float) -> dict:
+            return self._described(plan | self.fitted(plan, limit, voxels, factor))
+
+        def measured(configuration: dict) -> Measurement | None:
+            return measure_plan(configuration, self._input_channels, self._num_classes, self._options(), device)
+
+        where = f"plans {self.plans_identifier}, {name}"
+        return settle(planned, measured, where) if device.type == "cuda" else timed(planned(1.0), measured, where)
+
+
+def _is_searched(configuration: dict) -> bool:
+    return "planning" in configuration or "inherits_from" in configuration
 
 
 def _refuse_other_network(dataset_name: str, network: NetworkSpec, plans_name: str) -> None:
@@ -144,8 +308,13 @@ def _refuse_other_network(dataset_name: str, network: NetworkSpec, plans_name: s
         raise UserError(path, f"holds plans for {there}", "choose another name with -p")
 
 
-def plan_dataset(dataset_name: str, network: NetworkSpec, budget: Budget, plans_name: str) -> dict:
+def plan_dataset(
+    dataset_name: str, network: NetworkSpec, budget: Budget, plans_name: str, device: torch.device | None = None
+) -> dict:
     """Plan every configuration of a data set and write ``plans_name.json`` into its preprocessed folder.
+
+    Args:
+        dataset_name, network, budget, plans_name, device: See :class:`Planner`.
 
     Returns:
         The plans as written.
@@ -155,4 +324,4 @@ def plan_dataset(dataset_name: str, network: NetworkSpec, budget: Budget, plans_
     """
     _refuse_other_network(dataset_name, network, plans_name)
     with quiet():
-        return Planner(dataset_name, network, budget, plans_name).plan_experiment()
+        return Planner(dataset_name, network, budget, plans_name, device).plan_experiment()

@@ -93,6 +93,18 @@ def topology_of(configuration: dict) -> Topology:
     )
 
 
+def require_planning(plans: dict) -> None:
+    """Refuse plans that do not say how they came about.
+
+    Raises:
+        UserError: They were written by another version, or taken from an official checkpoint.
+    """
+    if not any("planning" in configuration for configuration in plans["configurations"].values()):
+        raise UserError(
+            f"plans {plans['plans_name']}", "do not say how they came about", "plan again with this version"
+        )
+
+
 def require_network(configuration: dict, where: str) -> None:
     """Refuse a configuration whose network does not fit it.
 

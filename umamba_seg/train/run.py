@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import psutil
 import torch
 
 from umamba_seg.datasets.labels import Labels
+from umamba_seg.errors import UserError
 from umamba_seg.evaluate import class_metrics, summary_table
 from umamba_seg.files import read_json
 from umamba_seg.log import logger, quiet
+from umamba_seg.plan.plans import PLANS_TABLE
+from umamba_seg.plan.probe import is_out_of_memory
+from umamba_seg.text import times
 from umamba_seg.train.trainer import UMambaSegTrainer
+
+_GIB = 2**30
 
 
 def train_fold(
@@ -41,7 +48,7 @@ def train_fold(
         ``dice`` per class, and ``summary``.
 
     Raises:
-        UserError: The checkpoint cannot be read, or the loss is no longer finite.
+        UserError: The checkpoint cannot be read, the loss is no longer finite, or memory runs out.
     """
     if device.type == "cuda":  # as nnU-Net's own command does
         torch.set_num_threads(1)
@@ -62,8 +69,35 @@ def train_fold(
         if checkpoint is not None and checkpoint.name == "checkpoint_final.pth":
             checkpoint.rename(folder / "checkpoint_latest.pth")  # it is no longer final; a kill must find the newest
         logger.info("training %s", folder)
-        trainer.run_training()
+        try:
+            trainer.run_training()
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise _out_of_memory(plans, configuration, device) from error
+            raise
     return _validate(trainer, folder, save_probabilities)
+
+
+def _out_of_memory(plans: dict, configuration: str, device: torch.device) -> UserError:
+    """Names the plan, what was in use, and the command that plans smaller."""
+    planned, ours = plans["configurations"][configuration], plans[PLANS_TABLE]
+    if device.type == "cuda":
+        name, peak = torch.cuda.get_device_name(device), torch.cuda.max_memory_allocated(device)
+        whole = torch.cuda.get_device_properties(device).total_memory
+    else:
+        name, peak, whole = "this machine", psutil.Process().memory_info().rss, psutil.virtual_memory().total
+    estimate = planned.get("planning", {}).get("estimated_bytes")
+    planned_for = "" if estimate is None else f"; the plan's estimate is {estimate / _GIB:.2f} GiB"
+    # A plan for a GPU of so many GiB stays a tenth below what could be had here.
+    smaller = f"--vram-gb {max(1, int(peak / _GIB))}" if device.type == "cuda" else "--budget cpu"
+    network = "NAME" if ours["budget"] == "cpu" else ours["network"]  # for a CPU there is no smaller plan of the same
+    return UserError(
+        f"plans {plans['plans_name']}, {configuration}",
+        f"memory ran out at patch {times(planned['patch_size'])}, batch {planned['batch_size']}: {peak / _GIB:.2f} GiB "
+        f"of the {whole / _GIB:.2f} GiB of {name} were in use{planned_for}",
+        f"close what else uses it, or plan smaller: `umamba-seg plan_and_preprocess -d {plans['dataset_name']} "
+        f"--network {network} {smaller}`",
+    )
 
 
 def _validate(trainer: UMambaSegTrainer, folder: Path, save_probabilities: bool) -> dict:

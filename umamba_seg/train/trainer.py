@@ -30,6 +30,7 @@ from umamba_seg.log import logger, quiet, step_bar
 from umamba_seg.networks.own import require_class
 from umamba_seg.plan.options import TrainingOptions
 from umamba_seg.plan.plans import PLANS_TABLE, require_network
+from umamba_seg.plan.step import make_optimizer
 from umamba_seg.train.checkpoints import load_checkpoint, load_weights, save_checkpoint
 from umamba_seg.train.clock import Clock
 
@@ -105,10 +106,7 @@ class UMambaSegTrainer(nnUNetTrainer):
         use_fast_layout(self.network, self.device)
 
     def configure_optimizers(self):
-        if self.options.optimizer == "SGD":
-            optimizer, _ = super().configure_optimizers()
-        else:
-            optimizer = torch.optim.AdamW(self.network.parameters(), lr=self.initial_lr, weight_decay=self.weight_decay)
+        optimizer = make_optimizer(self.options, self.network.parameters())
         return optimizer, ProgressPolyLR(optimizer, self.initial_lr, lambda: self.progress)
 
     def _do_i_compile(self) -> bool:

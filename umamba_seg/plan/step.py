@@ -1,0 +1,190 @@
+"""The training step that plans are made for, to be traced or measured: the trainer's, on data without content."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import threading
+import time
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import psutil
+import torch
+from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
+from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
+from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
+from torch import Tensor, nn
+
+from umamba_seg.layout import use_fast_layout
+from umamba_seg.networks import Topology, build_from
+from umamba_seg.plan.options import TrainingOptions
+
+_LARGEST_GRADIENT = 12  # norm to which nnU-Net's trainer clips
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a network is trained on.
+
+    Args:
+        topology: Patch and shape of the network.
+        input_channels: Channels of the input.
+        num_classes: Channels of the logits.
+        batch_size: Samples of a training step.
+    """
+
+    topology: Topology
+    input_channels: int
+    num_classes: int
+    batch_size: int
+
+
+def make_optimizer(options: TrainingOptions, weights: Iterable[Tensor]) -> torch.optim.Optimizer:
+    """The optimizer of a training; SGD is nnU-Net's, with Nesterov's momentum of 0.99."""
+    if options.optimizer == "SGD":
+        return torch.optim.SGD(
+            weights, lr=options.initial_lr, weight_decay=options.weight_decay, momentum=0.99, nesterov=True
+        )
+    return torch.optim.AdamW(weights, lr=options.initial_lr, weight_decay=options.weight_decay)
+
+
+def half_precision(device: torch.device) -> torch.autocast:
+    """As nnU-Net's trainer: float16 on CUDA GPUs only."""
+    return torch.autocast(device.type, enabled=device.type == "cuda")
+
+
+def build_network(architecture: dict, setting: Setting, device: torch.device) -> nn.Module:
+    """The network of a plan as the trainer builds it, in the layout of ``device`` but where torch builds by default."""
+    network = build_from(
+        architecture,
+        input_channels=setting.input_channels,
+        num_classes=setting.num_classes,
+        deep_supervision=True,
+    )
+    return use_fast_layout(network, device)
+
+
+class TrainingStep:
+    """Forward pass, nnU-Net's Dice and cross entropy under deep supervision, backward pass, clipping, optimizer.
+
+    Targets are label maps; those of regions, which nnU-Net trains with a binary cross entropy, take somewhat more.
+
+    Args:
+        network: On the device.
+        setting: What the network is trained on.
+        options: Of the training; the optimizer counts.
+        device: Where the step runs.
+        precision: Context of the forward pass; the trainer's by default.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        setting: Setting,
+        options: TrainingOptions,
+        device: torch.device,
+        precision: AbstractContextManager | None = None,
+    ):
+        self.network = network
+        self.optimizer = make_optimizer(options, network.parameters())
+        self._setting, self._device = setting, device
+        self._precision = half_precision(device) if precision is None else precision
+        self._scaler = torch.GradScaler(device.type, enabled=device.type == "cuda")
+
+    def run(self) -> None:
+        """One step."""
+        self.optimizer.zero_grad(set_to_none=True)
+        batch, patch = self._setting.batch_size, self._setting.topology.patch_size
+        x = torch.randn(batch, self._setting.input_channels, *patch, device=self._device)
+        with self._precision:
+            outputs = self.network(x)
+            outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
+            targets = [x.new_zeros((batch, 1, *out.shape[2:]), dtype=torch.int16) for out in outputs]
+            loss = _loss(len(outputs))(outputs, targets)
+        self._scaler.scale(loss).backward()
+        self._scaler.unscale_(self.optimizer)
+        nn.utils.clip_grad_norm_(self.network.parameters(), _LARGEST_GRADIENT)
+        self._scaler.step(self.optimizer)
+        self._scaler.update()
+
+
+def _loss(outputs: int) -> nn.Module:
+    """nnU-Net's. Each output weighs half as much as the finer one, the last of several nothing."""
+    dice = {"batch_dice": True, "smooth": 1e-5, "do_bg": False, "ddp": False}
+    loss = DC_and_CE_loss(dice, {}, dice_class=MemoryEfficientSoftDiceLoss)  # type: ignore[arg-type]
+    weights = [2.0**-level for level in range(max(1, outputs - 1))]
+    shares = [weight / sum(weights) for weight in weights]
+    return DeepSupervisionWrapper(loss, [*shares, 0.0][:outputs])
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What training steps took on a real device.
+
+    Attributes:
+        seconds: Median of a step.
+        bytes: On a GPU the peak that torch allocated; on a CPU by how much the resident memory rose.
+        device: Name of the GPU, or of the CPU's architecture.
+    """
+
+    seconds: float
+    bytes: int
+    device: str
+
+
+def measure(
+    architecture: dict, setting: Setting, options: TrainingOptions, device: torch.device, steps: int = 3
+) -> Measurement:
+    """Run training steps on random data, after one that only counts for the memory.
+
+    Loading and augmenting data is not part of a step.
+
+    Raises:
+        RuntimeError: There is not enough memory (on CUDA its subclass torch.OutOfMemoryError).
+    """
+    with _peak_bytes(device) as peak, torch.backends.cudnn.flags(benchmark=True):
+        step = TrainingStep(build_network(architecture, setting, device).to(device), setting, options, device)
+        step.run()
+        seconds = statistics.median(_timed(step, device) for _ in range(steps))
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return Measurement(seconds, peak.bytes, name)
+
+
+def _timed(step: TrainingStep, device: torch.device) -> float:
+    start = time.perf_counter()
+    step.run()
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+    return time.perf_counter() - start
+
+
+class _peak_bytes:
+    """Peak of the device's memory within the context, in ``bytes``."""
+
+    def __init__(self, device: torch.device):
+        self._device = device
+        self.bytes = 0
+
+    def __enter__(self) -> _peak_bytes:
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(self._device)
+        else:
+            self._process, self._done = psutil.Process(), threading.Event()
+            self._before = self._process.memory_info().rss
+            self._sampler = threading.Thread(target=self._sample, daemon=True)
+            self._sampler.start()
+        return self
+
+    def __exit__(self, *_error) -> None:
+        if self._device.type == "cuda":
+            self.bytes = torch.cuda.max_memory_allocated(self._device)
+        else:
+            self._done.set()
+            self._sampler.join()
+
+    def _sample(self) -> None:
+        while not self._done.wait(0.005):
+            self.bytes = max(self.bytes, self._process.memory_info().rss - self._before)
