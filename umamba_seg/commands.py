@@ -156,14 +156,15 @@ def _probed_device(budget: Budget) -> torch.device:
 
 
 def _log_plan(name: str, configuration: dict) -> None:
+    planning = configuration.get("planning")  # a configuration that was added by hand has none
     logger.info(
-        "%s: patch %s, batch %d, spacing %s mm, features %s, %.2f GiB estimated",
+        "%s: patch %s, batch %d, spacing %s mm, features %s%s",
         name,
         "x".join(map(str, configuration["patch_size"])),
         configuration["batch_size"],
         "x".join(f"{step:.3g}" for step in configuration["spacing"]),
         configuration["topology"]["features"],
-        configuration["planning"]["estimated_bytes"] / 2**30,
+        f", {planning['estimated_bytes'] / 2**30:.2f} GiB estimated" if planning else "",
     )
 
 
