@@ -64,6 +64,12 @@ def plan(tmp_path):
     return run
 
 
+@pytest.fixture(autouse=True)
+def an_augmentation_worker(monkeypatch):
+    """nnU-Net's own planner gives torch as many threads, and a training on a CPU may have set none before."""
+    monkeypatch.setenv("nnUNet_n_proc_DA", "1")
+
+
 @pytest.fixture
 def by_voxels(monkeypatch):
     """Memory in proportion to voxels and channels, for tests that are not about memory: traces take seconds."""
