@@ -14,6 +14,7 @@ from umamba_seg.datasets.raw import load_raw_dataset
 from umamba_seg.errors import UserError
 from umamba_seg.files import read_json, write_json
 from umamba_seg.log import logger
+from umamba_seg.text import gib
 
 if TYPE_CHECKING:
     import torch
@@ -164,7 +165,7 @@ def _log_plan(name: str, configuration: dict) -> None:
         configuration["batch_size"],
         "x".join(f"{step:.3g}" for step in configuration["spacing"]),
         configuration["topology"]["features"],
-        f", {planning['estimated_bytes'] / 2**30:.2f} GiB estimated" if planning else "",
+        f", {gib(planning['estimated_bytes'])} estimated" if planning else "",
     )
 
 

@@ -7,7 +7,6 @@ deep supervision, as in training.
 from __future__ import annotations
 
 import math
-import platform
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 
@@ -21,7 +20,7 @@ from umamba_seg.log import logger, table
 from umamba_seg.networks import NetworkSpec, Topology, all_networks, find
 from umamba_seg.plan.memory import on_fake_cpu, training_memory
 from umamba_seg.plan.options import TrainingOptions
-from umamba_seg.plan.step import Setting, build_network, measure
+from umamba_seg.plan.step import Setting, build_network, device_name, measure
 from umamba_seg.plan.topology import topology_for
 from umamba_seg.text import times
 
@@ -169,8 +168,8 @@ def _fitted(spec: NetworkSpec, topology: Topology) -> Topology:
 
 
 def _machine(device: torch.device) -> dict:
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    return {"device": device.type, "name": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    threads, version = torch.get_num_threads(), torch.__version__
+    return {"device": device.type, "name": device_name(device), "threads": threads, "torch": version}
 
 
 _ROWS: tuple[tuple[str, str, Callable], ...] = (

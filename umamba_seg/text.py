@@ -11,6 +11,11 @@ def shorten(names: Sequence[str], shown: int = 10) -> str:
     return ", ".join(names[:shown]) + more
 
 
+def gib(size: float) -> str:
+    """Bytes -> ``1.50 GiB``, for messages."""
+    return f"{size / 2**30:.2f} GiB"
+
+
 def times(values: Iterable[float]) -> str:
     """``(4, 5, 7)`` -> ``4×5×7``, for messages."""
     return "×".join(f"{value:g}" for value in values)

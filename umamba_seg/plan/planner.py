@@ -31,7 +31,7 @@ from umamba_seg.plan.probe import measure_plan, settle, timed
 from umamba_seg.plan.search import SMALLEST_BATCH, batch_within, largest_that_fits
 from umamba_seg.plan.step import Measurement, Setting
 from umamba_seg.plan.topology import fixed_topologies, open_topologies
-from umamba_seg.text import times
+from umamba_seg.text import gib, times
 
 _PUBLISHED_FEATURES = 32  # of the first stage, in nnU-Net's plans and in the networks of fixed depth
 
@@ -221,8 +221,8 @@ class Planner(ExperimentPlanner):
     def _refuse_budget(self, smallest: Topology, needed: int, limit: float) -> NoReturn:
         raise UserError(
             f"budget {self.budget.name}",
-            f"{self.network.name} takes {needed / 2**30:.2f} GiB for {SMALLEST_BATCH} samples of its smallest patch, "
-            f"{times(smallest.patch_size)} voxels, and may take {limit / 2**30:.2f} GiB",
+            f"{self.network.name} takes {gib(needed)} for {SMALLEST_BATCH} samples of its smallest patch, "
+            f"{times(smallest.patch_size)} voxels, and may take {gib(limit)}",
             "give more with --vram-gb, or choose another network",
         )
 
@@ -293,7 +293,9 @@ class Planner(ExperimentPlanner):
             return measure_plan(configuration, self._input_channels, self._num_classes, self._options(), device)
 
         where = f"plans {self.plans_identifier}, {name}"
-        return settle(planned, measured, where) if device.type == "cuda" else timed(planned(1.0), measured, where)
+        if device.type == "cuda":
+            return settle(planned, measured, where)
+        return timed(self._described(plan), measured, where)
 
 
 def _is_searched(configuration: dict) -> bool:

@@ -12,6 +12,7 @@ from umamba_seg.log import logger
 from umamba_seg.plan.options import TrainingOptions
 from umamba_seg.plan.plans import topology_of
 from umamba_seg.plan.step import Measurement, Setting, measure
+from umamba_seg.text import gib
 
 TOLERANCE = 0.1  # share of the estimate by which the measured peak may differ
 _ROUNDS = 6
@@ -99,7 +100,7 @@ def _noting(found: Measurement, configuration: dict) -> dict:
 def _outcome(configuration: dict, found: Measurement | None) -> str:
     patch = "x".join(map(str, configuration["patch_size"]))
     text = f"probed patch {patch}, batch {configuration['batch_size']}: "
-    estimate = configuration["planning"]["estimated_bytes"] / 2**30
+    estimate = gib(configuration["planning"]["estimated_bytes"])
     if found is None:
-        return f"{text}memory ran out, {estimate:.2f} GiB estimated"
-    return f"{text}{found.seconds:.2f} s a step, {found.bytes / 2**30:.2f} GiB measured, {estimate:.2f} GiB estimated"
+        return f"{text}memory ran out, {estimate} estimated"
+    return f"{text}{found.seconds:.2f} s a step, {gib(found.bytes)} measured, {estimate} estimated"

@@ -5,9 +5,7 @@ from __future__ import annotations
 from umamba_seg.log import table
 from umamba_seg.plan.plans import PLANS_TABLE, topology_of
 from umamba_seg.plan.search import SMALLEST_BATCH
-from umamba_seg.text import times
-
-_GIB = 2**30
+from umamba_seg.text import gib, times
 
 
 def as_text(plans: dict) -> str:
@@ -38,13 +36,12 @@ def _explained(name: str, configuration: dict) -> str:
         ("features", "-".join(map(str, topology["features"]))),
         (
             "memory",
-            f"{planning['estimated_bytes'] / _GIB:.2f} GiB estimated for a training step, "
-            f"{planning['limit_bytes'] / _GIB:.2f} GiB allowed{_measured(planning)}",
+            f"{gib(planning['estimated_bytes'])} estimated for a training step, "
+            f"{gib(planning['limit_bytes'])} allowed{_measured(planning)}",
         ),
     ]
     tried = [
-        (times(trial["patch_size"]), f"{trial['bytes'] / _GIB:.2f} GiB", _verdict(trial, planning))
-        for trial in planning["tried"]
+        (times(trial["patch_size"]), gib(trial["bytes"]), _verdict(trial, planning)) for trial in planning["tried"]
     ]
     return f"{table(rows, [])}\n{table(tried, ['tried', 'two samples', ''])}"
 
@@ -60,8 +57,8 @@ def _patch_reason(configuration: dict) -> str:
     too_much = [trial for trial in planning["tried"] if trial["bytes"] > planning["limit_bytes"]]
     if too_much:
         next_larger = min(too_much, key=lambda trial: trial["bytes"])
-        size = f"{times(next_larger['patch_size'])} takes {next_larger['bytes'] / _GIB:.2f} GiB"
-        return f"the largest of which two samples fit; {size}"
+        size = times(next_larger["patch_size"])
+        return f"the largest of which two samples fit; {size} takes {gib(next_larger['bytes'])}"
     images, steps = configuration["median_image_size_in_voxels"], topology_of(configuration).total_stride
     if all(extent >= whole - step / 2 for extent, whole, step in zip(patch, images, steps, strict=True)):
         return "the median image, as the strides divide it"
@@ -85,7 +82,7 @@ def _measured(planning: dict) -> str:
     if "measured" not in planning:
         return ""
     found = planning["measured"]
-    return f"; measured: {found['bytes'] / _GIB:.2f} GiB, {found['seconds']:.2f} s a step on {found['device']}"
+    return f"; measured: {gib(found['bytes'])}, {found['seconds']:.2f} s a step on {found['device']}"
 
 
 def _verdict(trial: dict, planning: dict) -> str:

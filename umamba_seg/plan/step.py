@@ -148,8 +148,12 @@ def measure(
         step = TrainingStep(build_network(architecture, setting, device).to(device), setting, options, device)
         step.run()
         seconds = statistics.median(_timed(step, device) for _ in range(steps))
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    return Measurement(seconds, peak.bytes, name)
+    return Measurement(seconds, peak.bytes, device_name(device))
+
+
+def device_name(device: torch.device) -> str:
+    """Of the GPU, or of the CPU's architecture."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
 
 
 def _timed(step: TrainingStep, device: torch.device) -> float:

@@ -14,10 +14,8 @@ from umamba_seg.files import read_json
 from umamba_seg.log import logger, quiet
 from umamba_seg.plan.plans import PLANS_TABLE
 from umamba_seg.plan.probe import is_out_of_memory
-from umamba_seg.text import times
+from umamba_seg.text import gib, times
 from umamba_seg.train.trainer import UMambaSegTrainer
-
-_GIB = 2**30
 
 
 def train_fold(
@@ -87,14 +85,14 @@ def _out_of_memory(plans: dict, configuration: str, device: torch.device) -> Use
     else:
         name, peak, whole = "this machine", psutil.Process().memory_info().rss, psutil.virtual_memory().total
     estimate = planned.get("planning", {}).get("estimated_bytes")
-    planned_for = "" if estimate is None else f"; the plan's estimate is {estimate / _GIB:.2f} GiB"
+    planned_for = "" if estimate is None else f"; the plan's estimate is {gib(estimate)}"
     # A plan for a GPU of so many GiB stays a tenth below what could be had here.
-    smaller = f"--vram-gb {max(1, int(peak / _GIB))}" if device.type == "cuda" else "--budget cpu"
+    smaller = f"--vram-gb {max(1, int(peak / 2**30))}" if device.type == "cuda" else "--budget cpu"
     network = "NAME" if ours["budget"] == "cpu" else ours["network"]  # for a CPU there is no smaller plan of the same
     return UserError(
         f"plans {plans['plans_name']}, {configuration}",
-        f"memory ran out at patch {times(planned['patch_size'])}, batch {planned['batch_size']}: {peak / _GIB:.2f} GiB "
-        f"of the {whole / _GIB:.2f} GiB of {name} were in use{planned_for}",
+        f"memory ran out at patch {times(planned['patch_size'])}, batch {planned['batch_size']}: {gib(peak)} "
+        f"of the {gib(whole)} of {name} were in use{planned_for}",
         f"close what else uses it, or plan smaller: `umamba-seg plan_and_preprocess -d {plans['dataset_name']} "
         f"--network {network} {smaller}`",
     )

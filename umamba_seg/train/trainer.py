@@ -30,7 +30,7 @@ from umamba_seg.log import logger, quiet, step_bar
 from umamba_seg.networks.own import require_class
 from umamba_seg.plan.options import TrainingOptions
 from umamba_seg.plan.plans import PLANS_TABLE, require_network
-from umamba_seg.plan.step import make_optimizer
+from umamba_seg.plan.step import half_precision, make_optimizer
 from umamba_seg.train.checkpoints import load_checkpoint, load_weights, save_checkpoint
 from umamba_seg.train.clock import Clock
 
@@ -203,7 +203,7 @@ class UMambaSegTrainer(nnUNetTrainer):
         Source: Wu and Johnson, Rethinking "Batch" in BatchNorm, arXiv:2105.07576, Sec. 3.
         """
         batches = (next(self.dataloader_train)["data"].to(self.device) for _ in range(_STATISTICS_BATCHES))
-        with torch.autocast(self.device.type, enabled=self.device.type == "cuda"):
+        with half_precision(self.device):
             update_bn(batches, self.network)
 
     def _bar_total(self) -> int:
