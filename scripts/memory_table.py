@@ -61,7 +61,7 @@ def compare(case: tuple[str, tuple[int, ...], int, int], device_type: str) -> di
     architecture = spec.architecture(spec.planned(topology))
     setting = Setting(topology, input_channels=1, num_classes=3, batch_size=batch_size)
     measured = measure(architecture, setting, options, device, steps=1)
-    traced = training_memory(architecture, setting, device_type, options.optimizer).peak
+    traced = training_memory(architecture, setting, device_type, options).peak
     if device_type == "cuda":
         allocated, resident = measured.bytes, None
     else:

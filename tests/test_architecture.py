@@ -13,9 +13,10 @@ GROUND = tuple(f"umamba_seg.{room}" for room in ("errors", "config", "files", "l
 NNUNET_ROOMS = {
     "fingerprint",
     "plan.planner",
-    "plan.step",
+    "plan.losses",
     "plan.topology",
     "preprocess",
+    "train.data",
     "train.trainer",
     "predict",
     "evaluate",

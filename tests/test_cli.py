@@ -218,8 +218,9 @@ def planned(root) -> Path:
     """As if data set 7 had been planned with two folds."""
     folder = root / "nnUNet_preprocessed" / "Dataset007_Small"
     folder.mkdir(parents=True)
-    configurations = {"2d": {"data_identifier": "data"}, "3d_cascade_fullres": {"inherits_from": "3d_fullres"}}
-    plans = {"plans_name": "p", "configurations": configurations, "umamba_seg": {"training": {}}}
+    configurations = {"2d": {"data_identifier": "data"}, "3d_cascade_fullres": {"inherits_from": "2d"}}
+    plans = {"dataset_name": folder.name, "plans_name": "p", "configurations": configurations}
+    plans["umamba_seg"] = {"training": {}}
     (folder / "p.json").write_text(json.dumps(plans))
     (folder / "splits_final.json").write_text(json.dumps([{"train": ["a"], "val": ["b"]}] * 2))
     return root
@@ -331,8 +332,10 @@ def model(tmp_path) -> Path:
     folder = tmp_path / "model"
     (folder / "fold_0").mkdir(parents=True)
     (folder / "fold_0" / "checkpoint_final.pth").write_bytes(b"not a checkpoint")
-    (folder / "dataset.json").write_text(json.dumps({"file_ending": ".nii.gz"}))
-    (folder / "plans.json").write_text("{}")
+    description = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "liver": 1}, "file_ending": ".nii.gz"}
+    (folder / "dataset.json").write_text(json.dumps(description))
+    plans = {"dataset_name": "Dataset007_Small", "plans_name": "p", "configurations": {}, "umamba_seg": {}}
+    (folder / "plans.json").write_text(json.dumps(plans))
     return folder
 
 

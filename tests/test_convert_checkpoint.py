@@ -256,7 +256,7 @@ def test_checkpoint_that_would_execute_something_is_refused(refusal, official, t
 
 @pytest.mark.parametrize(
     ("extra", "named"),
-    [(Path("x"), r"\(pathlib\S+\)"), (np.zeros(2), r"\(numpy\S+_reconstruct\)"), (np.bool_(True), "")],
+    [(Path("x"), r"\(pathlib\S+\)"), (np.zeros(2), r"\(numpy\S+_reconstruct\)"), (np.complex64(1), "")],
 )
 def test_what_nnunet_has_no_need_of_is_refused(refusal, official, extra, named):
     official.checkpoint["logging"]["extra"] = extra
@@ -365,7 +365,10 @@ def test_inheritance_is_resolved(convert, official, tmp_path):
         ({"inherits_from": "3d_fullres"}, "inherits from itself"),
         ({"inherits_from": "gone"}, "there is no 'gone' among 3d_fullres, 2d"),
         ({"previous_stage": "3d_lowres"}, "second stage of a cascade"),
-        ({"architecture": {"arch_kwargs": {}}}, "has no 'strides'"),
+        (
+            {"architecture": {"network_class_name": "x.Net", "arch_kwargs": {}, "_kw_requires_import": []}},
+            "has no 'strides'",
+        ),
     ],
 )
 def test_configurations_that_cannot_be_read_are_refused(refusal, official, change, message):

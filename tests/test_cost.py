@@ -12,6 +12,7 @@ from umamba_seg.cost import Counts, card, count
 from umamba_seg.errors import UserError
 from umamba_seg.networks import Topology, find
 from umamba_seg.plan.memory import training_memory
+from umamba_seg.plan.options import TrainingOptions
 from umamba_seg.plan.step import Setting
 from umamba_seg.plan.topology import topology_for
 
@@ -109,7 +110,7 @@ def test_memory_is_what_plans_reckon_with():
     architecture = spec.architecture(spec.planned(setting.topology))
     for device in ("cpu", "cuda"):
         counted = count(spec, setting, torch.device(device)).training_bytes
-        assert counted == training_memory(architecture, setting, device, "SGD").peak
+        assert counted == training_memory(architecture, setting, device, TrainingOptions()).peak
 
 
 def test_network_that_does_not_run_on_its_patch_is_named():
@@ -152,10 +153,10 @@ def planned(tmp_path, monkeypatch):
         "patch_size": [20, 16],
         "batch_size": 3,
         "topology": topology,
-        "architecture": {"arch_kwargs": {}},
+        "architecture": find("umamba_bot").architecture({}),
         "output_strides": [[1, 1]],
     }
-    plans = {"plans_name": "p", "configurations": {"2d": configuration}, "umamba_seg": {}}
+    plans = {"dataset_name": folder.name, "plans_name": "p", "configurations": {"2d": configuration}, "umamba_seg": {}}
     (folder / "p.json").write_text(json.dumps(plans))
     description = {
         "channel_names": {"0": "T1", "1": "T2"},

@@ -1,7 +1,7 @@
 """Runs a verb of the command line and turns how it ends into an exit code.
 
 Exit codes: 0 done; 1 a bug of ours, with its traceback; 2 something the user can mend; 3 some cases failed, the others
-were finished; 130 interrupted.
+were finished; 130 interrupted; 143 ended by SIGTERM. A training that was interrupted has saved a checkpoint.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ from __future__ import annotations
 import errno
 import json
 import math
+import signal
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
 from umamba_seg.cli import build_parser
-from umamba_seg.errors import CasesFailed, UserError
+from umamba_seg.errors import CasesFailed, Stopped, UserError
 
 # What the disk and its permissions refuse. A file that is not found is no such case: we ask where one may be missing.
 _USERS_ERRNO = {
@@ -53,6 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
+    except Stopped as stop:
+        print(f"umamba-seg: stopped by {signal.Signals(stop.signum).name}; continue with --c", file=sys.stderr)
+        return 128 + stop.signum
     except KeyboardInterrupt:
         print("umamba-seg: interrupted", file=sys.stderr)
         return 130

@@ -61,6 +61,12 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _not_negative(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0")
+    return int(text)
+
+
 def _positive_number(text: str) -> float:
     try:
         value = float(text)
@@ -130,11 +136,16 @@ def _plan_and_preprocess(verbs: argparse._SubParsersAction) -> None:
     _add_dataset(parser)
     parser.add_argument(
         "--network",
-        default="umamba_bot",
         metavar="NAME",
-        help="as `umamba-seg networks` lists them, or your own as package.module:NAME (default: %(default)s)",
+        help="as `umamba-seg networks` lists them, or your own as package.module:NAME (default: umamba_bot)",
     )
     budget = parser.add_mutually_exclusive_group()
+    budget.add_argument(
+        "--pretrained",
+        metavar="MODEL_FOLDER",
+        help="plan as for this model, so that training can begin with its weights: network, patch, spacing, training "
+        "options stay",
+    )
     budget.add_argument(
         "--vram-gb", type=_positive_number, metavar="GB", help="memory of the GPU; the plan stays within"
     )
@@ -149,6 +160,12 @@ def _plan_and_preprocess(verbs: argparse._SubParsersAction) -> None:
         "--budget", choices=("cpu",), help="cpu: about one second per iteration on two cores (default without a GPU)"
     )
     parser.add_argument(
+        "--recipe",
+        metavar="NAME",
+        help="train as a paper does: lightmunet, nnmamba, nnunet, segmamba, umamba, or a TOML file; what it gives, the "
+        "epochs included, replaces the budget's (default: the budget's alone)",
+    )
+    parser.add_argument(
         "--probe",
         action="store_true",
         help="run training steps of each plan here: on a GPU plan smaller or larger where its memory differs from the "
@@ -157,7 +174,12 @@ def _plan_and_preprocess(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "-c", choices=_CONFIGURATIONS, nargs="+", help="configurations to preprocess (default: all that are planned)"
     )
-    parser.add_argument("-p", metavar="PLANS", help="name of the plans (default: NETWORK_BUDGET)")
+    parser.add_argument(
+        "-p",
+        metavar="PLANS",
+        help="name of the plans (default: NETWORK_BUDGET, or NETWORK_BUDGET_RECIPE; with --pretrained "
+        "MODELS_PLANS_finetuned)",
+    )
     _add_groups(parser)
     parser.add_argument(
         "--val-groups", metavar="GROUP", nargs="+", help="hold out these groups as the one validation fold"
@@ -177,12 +199,31 @@ def _plan(verbs: argparse._SubParsersAction) -> None:
     _add_common(show)
 
 
-def _train(verbs: argparse._SubParsersAction) -> None:
-    parser = verbs.add_parser("train", help="train one fold and validate it", allow_abbrev=False)
+def _add_fold(parser: argparse.ArgumentParser) -> None:
     _add_dataset(parser)
     parser.add_argument("-c", choices=_CONFIGURATIONS, required=True, help="configuration")
     parser.add_argument("-f", metavar="FOLD", required=True, help="number of the fold, or all")
     parser.add_argument("-p", metavar="PLANS", help="name of the plans (default: the only ones of this data set)")
+
+
+def _add_training_processes(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--workers",
+        type=_not_negative,
+        metavar="N",
+        help="processes that augment batches; 0 does it between the iterations (default: what cores and memory allow)",
+    )
+    parser.add_argument(
+        "--npz", dest="save_probabilities", action="store_true", help="save the validation's probabilities"
+    )
+    _add_device(parser)
+    _add_processes(parser)
+    _add_common(parser)
+
+
+def _train(verbs: argparse._SubParsersAction) -> None:
+    parser = verbs.add_parser("train", help="train one fold and validate it", allow_abbrev=False)
+    _add_fold(parser)
     parser.add_argument("--epochs", type=_positive, metavar="N", help="default: the plans'")
     parser.add_argument("--iterations-per-epoch", type=_positive, metavar="N", help="default: the plans'")
     parser.add_argument(
@@ -193,15 +234,49 @@ def _train(verbs: argparse._SubParsersAction) -> None:
         "falls with it",
     )
     parser.add_argument(
+        "--early-stop",
+        type=_positive,
+        metavar="N",
+        help="end when the smoothed pseudo Dice has not risen for N epochs (default: never)",
+    )
+    parser.add_argument("--seed", type=_not_negative, metavar="N", help="of weights and batches (default: 0)")
+    parser.add_argument(
+        "--deterministic",
+        action="store_true",
+        default=None,
+        help="take only algorithms that always give the same bits; slower on a GPU",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=("auto", "bfloat16", "float16", "float32"),
+        help="of the network (default: auto, bfloat16 on GPUs that have it, float16 on others, float32 on a CPU)",
+    )
+    parser.add_argument(
+        "--checkpoint-minutes",
+        type=_positive_number,
+        metavar="M",
+        help="a checkpoint is saved so often, besides the best and the final one (default: 10)",
+    )
+    parser.add_argument(
+        "--pretrained",
+        metavar="MODEL_FOLDER",
+        help="begin with the weights of this model (of fold all, else 0, else its only one), or of this checkpoint in "
+        "it; the plans must be made with --pretrained too",
+    )
+    parser.add_argument(
         "--c", dest="resume", action="store_true", help="continue from the last checkpoint, with its options"
     )
     parser.add_argument("--val", dest="only_validation", action="store_true", help="only run the final validation")
-    parser.add_argument(
-        "--npz", dest="save_probabilities", action="store_true", help="save the validation's probabilities"
+    _add_training_processes(parser)
+
+
+def _extend(verbs: argparse._SubParsersAction) -> None:
+    parser = verbs.add_parser(
+        "extend", help="train a finished fold further, with a schedule of its own", allow_abbrev=False
     )
-    _add_device(parser)
-    _add_processes(parser)
-    _add_common(parser)
+    _add_fold(parser)
+    parser.add_argument("--epochs", type=_positive, metavar="N", required=True, help="how many more")
+    _add_training_processes(parser)
 
 
 def _predict(verbs: argparse._SubParsersAction) -> None:
@@ -294,6 +369,7 @@ def build_parser() -> argparse.ArgumentParser:
         _plan_and_preprocess,
         _plan,
         _train,
+        _extend,
         _predict,
         _evaluate,
         _quickstart,

@@ -17,10 +17,14 @@ from umamba_seg.log import logger
 from umamba_seg.text import gib
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
     import torch
 
     from umamba_seg.networks import NetworkSpec
     from umamba_seg.plan.budgets import Budget
+    from umamba_seg.plan.recipes import Recipe
     from umamba_seg.plan.step import Setting
 
 
@@ -81,9 +85,12 @@ def plan_and_preprocess(args: Namespace) -> dict:
     from umamba_seg.datasets.splits import existing_splits, settle_splits
     from umamba_seg.networks import find
     from umamba_seg.plan.plans import require_configuration, require_plans_name
+    from umamba_seg.plan.recipes import read_recipe
 
-    network = find(args.network)
+    _require_nothing_beside_pretrained(args)
+    network = find(args.network or "umamba_bot")
     network.require_segmentation()
+    recipe = None if args.recipe is None else read_recipe(args.recipe)
     if args.p is not None:
         require_plans_name(args.p)
     budget = _explicit_budget(args)
@@ -108,15 +115,13 @@ def plan_and_preprocess(args: Namespace) -> dict:
         report.raise_if_errors()
 
     settings.configure_nnunet(processes)
-    budget = budget or _automatic_budget()
-    device = _probed_device(budget) if args.probe else None
+    make_plans = _planning(args, network, budget, preprocessed, recipe)
 
     from umamba_seg.fingerprint import extract_fingerprint
-    from umamba_seg.plan.planner import plan_dataset
     from umamba_seg.preprocess import preprocess
 
     extract_fingerprint(name, processes)
-    plans = plan_dataset(name, network, budget, args.p or f"{network.name}_{budget.name}", device)
+    plans = make_plans()
     planned = plans["configurations"]
     if splits:
         write_json(preprocessed / "splits_final.json", splits)
@@ -126,6 +131,38 @@ def plan_and_preprocess(args: Namespace) -> dict:
         _log_plan(configuration, planned[configuration])
     preprocess(dataset, plans, configurations, preprocessed, processes)
     return {"plans": str(preprocessed / f"{plans['plans_name']}.json"), "configurations": configurations}
+
+
+def _require_nothing_beside_pretrained(args: Namespace) -> None:
+    """Budgets exclude it already, in the parser."""
+    given = [option for option, value in (("--network", args.network), ("--probe", args.probe)) if value]
+    if args.pretrained and given:
+        raise UserError(given[0], "does not go with --pretrained: network and patch are the model's", "leave it out")
+
+
+def _planning(
+    args: Namespace, network: NetworkSpec, budget: Budget | None, preprocessed: Path, recipe: Recipe | None
+) -> Callable[[], dict]:
+    """What plans a data set once its fingerprint is taken. What cannot be planned is refused before."""
+    from umamba_seg.plan.plans import require_plans_name
+
+    ending = [recipe.stem] if recipe else []
+    if args.pretrained:
+        from umamba_seg.plan.adopt import adopt_plans
+        from umamba_seg.train.pretrained import Source
+
+        source = Source.read(Path(args.pretrained))
+        plans_name = args.p or "_".join([source.plans["plans_name"], "finetuned", *ending])
+        require_plans_name(plans_name)
+        return lambda: adopt_plans(source, preprocessed, plans_name, recipe)
+
+    from umamba_seg.plan.planner import plan_dataset
+
+    budget = budget or _automatic_budget()
+    device = _probed_device(budget) if args.probe else None
+    plans_name = args.p or "_".join([network.name, budget.name, *ending])
+    require_plans_name(plans_name)
+    return lambda: plan_dataset(preprocessed.name, network, budget, plans_name, device, recipe)
 
 
 def _explicit_budget(args: Namespace) -> Budget | None:
@@ -181,8 +218,35 @@ def plan(args: Namespace) -> dict:
     return plans
 
 
-def train(args: Namespace) -> dict:
-    from umamba_seg.plan.plans import read_plans, require_configuration
+def train(args: Namespace) -> dict | None:
+    overrides = {
+        "epochs": args.epochs,
+        "iterations_per_epoch": args.iterations_per_epoch,
+        "max_minutes": args.max_minutes,
+        "early_stop": args.early_stop,
+        "seed": args.seed,
+        "deterministic": args.deterministic,
+        "precision": args.precision,
+        "checkpoint_minutes": args.checkpoint_minutes,
+    }
+    if args.pretrained and args.resume:
+        raise UserError("--pretrained", "does not go with --c: a checkpoint has its own weights", "leave out one")
+    return _train_fold(
+        args,
+        goes_on=args.resume or args.only_validation,
+        overrides={name: value for name, value in overrides.items() if value is not None},
+        pretrained=Path(args.pretrained) if args.pretrained else None,
+        only_validation=args.only_validation,
+    )
+
+
+def extend(args: Namespace) -> dict | None:
+    return _train_fold(args, goes_on=True, overrides={}, extra_epochs=args.epochs)
+
+
+def _train_fold(args: Namespace, *, goes_on: bool, **how: Any) -> dict | None:
+    from umamba_seg.datasets.raw import read_description
+    from umamba_seg.plan.plans import PLANS_TABLE, read_model_plans, read_plans, require_configuration
     from umamba_seg.preprocess import require_preprocessed
     from umamba_seg.train import model_folder
 
@@ -194,49 +258,44 @@ def train(args: Namespace) -> dict:
     fold, cases = _fold(args.f, preprocessed)
     require_preprocessed(preprocessed, plans, args.c, cases)
     model = model_folder(folders.results, plans, args.c)
-    checkpoint = _start(model / f"fold_{fold}", goes_on=args.resume or args.only_validation)
-    plans = _with_options(plans if checkpoint is None else read_json(model / "plans.json"), args)
+    checkpoints = _start(model / f"fold_{fold}", goes_on=goes_on)
+    if checkpoints:
+        plans = read_model_plans(model)
+        require_configuration(plans, args.c)
+    elif not how.get("pretrained") and (origin := plans[PLANS_TABLE].get("pretrained")):
+        logger.warning("begins with random weights; for those of %s give --pretrained", origin["model"])
+    description = read_description(preprocessed / "dataset.json")
 
     device = _device(args.device)
     settings.configure_nnunet(settings.workers(args.np))
-    settings.configure_augmentation(on_cpu=device.type == "cpu")
     from umamba_seg.train.run import train_fold
 
     result = train_fold(
         plans,
         args.c,
         fold,
-        read_json(preprocessed / "dataset.json"),
+        description,
         device,
-        checkpoint=checkpoint,
-        only_validation=args.only_validation,
+        checkpoints=checkpoints,
+        workers=args.workers,
         save_probabilities=args.save_probabilities,
+        **how,
     )
-    result["report"] = _report_on_fold(result, folders.raw / name, preprocessed)
+    if result is not None:
+        result["report"] = _report_on_fold(result, folders.raw / name, preprocessed)
     return result
 
 
-def _start(folder: Path, *, goes_on: bool) -> Path | None:
-    """The checkpoint to go on from, if asked to; results that are there are never trained over."""
-    from umamba_seg.train import last_checkpoint
+def _start(folder: Path, *, goes_on: bool) -> list[Path]:
+    """The checkpoints to go on from, if asked to; results that are there are never trained over."""
+    from umamba_seg.train import resumable, trained_files
 
-    checkpoint = last_checkpoint(folder)
-    if goes_on and checkpoint is None:
-        raise UserError(folder, "no checkpoint to go on from", "leave out --c and --val to start a training")
-    if not goes_on and checkpoint is not None:
-        raise UserError(folder, f"{checkpoint.name} is there already", "continue with --c, or move the folder away")
-    return checkpoint
-
-
-def _with_options(plans: dict, args: Namespace) -> dict:
-    """The plans with what the command line says about training. A continued training keeps its own options else."""
-    from umamba_seg.plan.options import TrainingOptions
-    from umamba_seg.plan.plans import PLANS_TABLE
-
-    options = TrainingOptions.read(plans[PLANS_TABLE]["training"], f"plans {plans['plans_name']}").overridden(
-        epochs=args.epochs, iterations_per_epoch=args.iterations_per_epoch, max_minutes=args.max_minutes
-    )
-    return plans | {PLANS_TABLE: plans[PLANS_TABLE] | {"training": options.model_dump()}}
+    found = resumable(folder)
+    if goes_on and not found:
+        raise UserError(folder, "no checkpoint to go on from", "start a training with `umamba-seg train`")
+    if not goes_on and (there := trained_files(folder)):
+        raise UserError(folder, f"{there[0].name} is there already", "continue with --c, or move the folder away")
+    return found
 
 
 def _report_on_fold(result: dict, raw: Path, preprocessed: Path) -> str | None:
@@ -296,13 +355,14 @@ def _device(name: str | None) -> torch.device:
 
 
 def predict(args: Namespace) -> dict:
-    from umamba_seg.datasets.raw import list_images
+    from umamba_seg.datasets.raw import list_images, read_description
+    from umamba_seg.plan.plans import read_model_plans
 
     model = Path(args.m) if args.m else _model(args)
     folds = _trained_folds(model, args.f, args.chk)
-    # What is missing is answered before torch is loaded.
-    read_json(model / "plans.json")
-    list_images(Path(args.i), _description(model / "dataset.json")["file_ending"])
+    # What is missing or malicious is answered before torch is loaded.
+    read_model_plans(model)
+    list_images(Path(args.i), read_description(model / "dataset.json")["file_ending"])
 
     settings.configure_nnunet(settings.cores())  # nnU-Net's predictor takes it for the number of torch's threads
     from umamba_seg.predict import Predictor
@@ -317,9 +377,10 @@ def predict(args: Namespace) -> dict:
 
 def _description(path: Path) -> dict:
     """A dataset.json, which at least names the ending of its images."""
+    from umamba_seg.datasets.raw import require_file_ending
+
     content = read_json(path)
-    if not isinstance(content.get("file_ending"), str):
-        raise UserError(path, 'has no "file_ending"', 'add the ending of the images, e.g. "file_ending": ".nii.gz"')
+    require_file_ending(content, path)
     return content
 
 

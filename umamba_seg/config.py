@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -49,6 +49,16 @@ class QuickstartConfig(_Table):
     training: QuickstartTraining
 
 
+class RecipeConfig(_Table):
+    """A file of configs/networks, see :mod:`umamba_seg.plan.recipes`."""
+
+    source: str = Field(min_length=1)
+    training: dict[str, Any]
+
+
+_Config = TypeVar("_Config", bound=_Table)
+
+
 def configs_folder() -> Path:
     """The packaged settings: beside the modules when installed, beside the package in a clone."""
     package = Path(__file__).parent
@@ -61,9 +71,21 @@ def read_quickstart(path: Path | None) -> QuickstartConfig:
     Raises:
         UserError: The file is missing, not TOML, or holds unknown or impossible values.
     """
-    path = path or configs_folder() / "quickstart.toml"
+    return _read(path or configs_folder() / "quickstart.toml", QuickstartConfig)
+
+
+def read_recipe_config(path: Path) -> RecipeConfig:
+    """The file of a recipe.
+
+    Raises:
+        UserError: The file is missing, not TOML, or has other tables.
+    """
+    return _read(path, RecipeConfig)
+
+
+def _read(path: Path, model: type[_Config]) -> _Config:
     try:
-        return QuickstartConfig.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+        return model.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise UserError(path, "no such file", "name a TOML file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -11,8 +11,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import umamba_seg
 from umamba_seg.datasets.labels import Labels
 from umamba_seg.errors import UserError
@@ -20,7 +18,8 @@ from umamba_seg.files import make_folder, read_json, write_json
 from umamba_seg.networks import NetworkSpec, Topology, build_from, find, load_official
 from umamba_seg.plan.options import TrainingOptions
 from umamba_seg.plan.plans import PLANS_TABLE, topology_of, topology_table
-from umamba_seg.train import last_checkpoint
+from umamba_seg.plan.safety import inherited, require_architecture, require_entries
+from umamba_seg.train import trained_files
 
 _NETWORK_OF_TRAINER = {
     "nnUNetTrainerUMambaBot": "umamba_bot",
@@ -30,15 +29,6 @@ _NETWORK_OF_TRAINER = {
 }
 _STOCK_TRAINER = "nnUNetTrainer"  # trains the network that the plans name
 _NETWORK_OF_CLASS = {"PlainConvUNet": "plain_conv_unet", "ResidualEncoderUNet": "residual_encoder_unet"}
-
-# nnU-Net logs numpy's numbers. The function that makes them has moved, and pickles name it after where it was.
-_SCALAR: Any = np.float64(0).__reduce__()[0]
-_NUMPY_NUMBERS = (
-    (_SCALAR, "numpy.core.multiarray.scalar"),
-    (_SCALAR, "numpy._core.multiarray.scalar"),
-    (np.dtype, "numpy.dtype"),
-    *(type(np.dtype(kind)) for kind in (np.float32, np.float64, np.int64)),
-)
 
 
 def convert_checkpoint(official: Path, model: Path, network: NetworkSpec | None = None) -> dict:
@@ -61,18 +51,19 @@ def convert_checkpoint(official: Path, model: Path, network: NetworkSpec | None 
     """
     folder = _result_folder(official)
     plans, dataset_json = read_json(folder / "plans.json"), read_json(folder / "dataset.json")
+    require_entries(plans, folder / "plans.json")
     channels, classes = _channels_and_classes(dataset_json, folder / "dataset.json")
 
     checkpoint = _read_checkpoint(official)
     arguments = checkpoint.get("init_args", {})
     fold = _fold(arguments.get("fold", official.parent.name.removeprefix("fold_")), official)
     target = model / f"fold_{fold}" / "checkpoint_final.pth"
-    if (there := last_checkpoint(target.parent)) is not None:
-        raise UserError(there, "is there already", "name another model folder, or move this fold away")
+    if there := trained_files(target.parent):
+        raise UserError(there[0], "is there already", "name another model folder, or move this fold away")
 
     name = arguments.get("configuration", folder.name.rpartition("__")[2])
     where = f"{folder / 'plans.json'}, configuration {name}"
-    configuration = _resolved(plans.get("configurations", {}), name, where)
+    configuration = _resolved(plans["configurations"], name, where)
     spec = network or find(_network_name(checkpoint.get("trainer_name"), configuration, official))
     configuration |= _described(configuration, spec, where)
     ours = {
@@ -123,7 +114,7 @@ def _read_checkpoint(path: Path) -> dict:
         "if you trust it, load it with torch.load(..., weights_only=False) and save what it holds under "
         "network_weights, init_args, trainer_name and inference_allowed_mirroring_axes alone"
     )
-    checkpoint = unpickle(path, allowed=_NUMPY_NUMBERS, remedy=remedy)
+    checkpoint = unpickle(path, remedy=remedy)
     tables = ("network_weights", "init_args")
     if not isinstance(checkpoint, dict) or not all(isinstance(checkpoint.get(key, {}), dict) for key in tables):
         raise UserError(path, "is no checkpoint of nnU-Net", "name the checkpoint of an official result folder")
@@ -141,15 +132,10 @@ def _fold(fold: Any, path: Path) -> int | str:
 
 def _resolved(configurations: dict[str, dict], name: Any, where: str) -> dict:
     """A configuration with what it inherits, and without the names of others."""
-    resolved: dict = {}
-    seen: list[Any] = []
-    while name is not None:
-        if name not in configurations or name in seen:
-            what = "inherits from itself" if name in seen else f"there is no {name!r} among {', '.join(configurations)}"
-            raise UserError(where, what, "use the plans.json that the checkpoint was trained with")
-        seen.append(name)
-        resolved = configurations[name] | resolved
-        name = configurations[name].get("inherits_from")
+    if not isinstance(name, str) or name not in configurations:
+        what = f"there is no {name!r} among {', '.join(configurations)}"
+        raise UserError(where, what, "use the plans.json that the checkpoint was trained with")
+    resolved = inherited(configurations, name, where)
     if resolved.get("previous_stage"):
         what = f"is the second stage of a cascade, which sees the predictions of {resolved['previous_stage']}"
         raise UserError(where, what, "convert a model that sees images alone")
@@ -201,6 +187,7 @@ def _described(configuration: dict, spec: NetworkSpec, where: str) -> dict:
     topology, architecture = _topology(configuration, spec, where), configuration.get("architecture", {})
     if architecture.get("network_class_name") != spec.network:
         architecture = spec.architecture(spec.published(topology))
+    require_architecture(architecture, where)
     return {
         "topology": topology_table(topology),
         "architecture": architecture,
@@ -234,7 +221,7 @@ def _our_plans(plans: dict, name: str, configuration: dict, spec: NetworkSpec) -
 
 def _write(model: Path, files: dict[str, dict], target: Path, checkpoint: dict) -> None:
     """The checkpoint last: without it there is no fold yet, and the conversion can be run again."""
-    from umamba_seg.train.checkpoints import save_checkpoint
+    from umamba_seg.train.checkpoints import save_pth
 
     there = [name for name in files if (model / name).is_file()]
     for name in there:
@@ -243,7 +230,7 @@ def _write(model: Path, files: dict[str, dict], target: Path, checkpoint: dict) 
     make_folder(target.parent)
     for name in files.keys() - there:
         write_json(model / name, files[name])
-    save_checkpoint(target, checkpoint)
+    save_pth(target, checkpoint)
 
 
 def _comparable(content: dict) -> str:

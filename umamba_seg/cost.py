@@ -60,7 +60,7 @@ def count(spec: NetworkSpec, setting: Setting, device: torch.device) -> Counts:
         UserError: The network does not run in the setting.
     """
     architecture = spec.architecture(spec.planned(setting.topology))
-    memory = training_memory(architecture, setting, device.type, "SGD")
+    memory = training_memory(architecture, setting, device.type, TrainingOptions())
     with torch.device("meta"):
         network = build_network(architecture, setting, device)
     scans: list[int] = []

@@ -41,6 +41,14 @@ class UserError(Exception):
         return cls(where, "; ".join(findings), "mend the values named")
 
 
+class Stopped(Exception):
+    """A signal ended a training, which has saved a checkpoint. The command line exits with 128 + ``signum``."""
+
+    def __init__(self, signum: int):
+        super().__init__(signum)
+        self.signum = signum
+
+
 class CasesFailed(UserError):
     """Some cases of a run failed while the others were finished. The command line exits with code 3.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ def parse_json(path: Path) -> Any:
     """Read any JSON file.
 
     Raises:
-        UserError: It is missing, a folder, or not JSON.
+        UserError: It is missing, a folder, not JSON, or nested too deep.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -26,6 +27,8 @@ def parse_json(path: Path) -> Any:
     except json.JSONDecodeError as error:
         what = f"not JSON: {error.msg} in line {error.lineno}, column {error.colno}"
         raise UserError(path, what, "mend the file there") from None
+    except RecursionError:
+        raise UserError(path, "is nested too deep", "use the file as it was written") from None
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -45,6 +48,22 @@ def write_json(path: Path, content: object) -> None:
     part = path.with_name(f".{path.name}.part")
     part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     part.replace(path)
+
+
+def move_into_place(part: Path, path: Path) -> None:
+    """Rename a written file once it is on the disk, so that not even a power failure leaves half of it at ``path``."""
+    with part.open("r+b") as file:
+        os.fsync(file.fileno())
+    part.replace(path)
+    if os.name == "posix":  # elsewhere a folder cannot be opened
+        folder = os.open(path.parent, os.O_RDONLY)
+        os.fsync(folder)
+        os.close(folder)
+
+
+def is_file_name(name: str) -> bool:
+    """Whether what is written under this name stays in its folder."""
+    return name not in ("", ".", "..") and not set(name) & set("/\\\0")
 
 
 def make_folder(path: Path) -> Path:

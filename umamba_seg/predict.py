@@ -19,13 +19,13 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
 from umamba_seg.datasets.check import check_case_images
-from umamba_seg.datasets.raw import channel_problem, list_images
+from umamba_seg.datasets.raw import channel_problem, list_images, read_description
 from umamba_seg.errors import CasesFailed, UserError
-from umamba_seg.files import make_folder, read_json, write_json
+from umamba_seg.files import make_folder, write_json
 from umamba_seg.layout import use_fast_layout
 from umamba_seg.log import logger, progress, quiet
 from umamba_seg.networks.own import require_class
-from umamba_seg.plan.plans import require_network
+from umamba_seg.plan.plans import read_model_plans, require_network
 from umamba_seg.text import shorten
 from umamba_seg.train.checkpoints import load_checkpoint, load_weights
 
@@ -61,16 +61,20 @@ class Predictor(nnUNetPredictor):
             step_size: Step of the sliding window as a share of the patch.
 
         Raises:
-            UserError: A file is missing, damaged, or does not fit the plans.
+            UserError: A file is missing, damaged, refused by :func:`require_safe`, or does not fit the plans.
         """
-        plans_manager = PlansManager(read_json(model_folder / "plans.json"))
-        dataset_json = read_json(model_folder / "dataset.json")
+        plans_manager = PlansManager(read_model_plans(model_folder))
+        dataset_json = read_description(model_folder / "dataset.json")
         files = [model_folder / f"fold_{fold}" / checkpoint_name for fold in folds]
         checkpoints = [load_checkpoint(path) for path in files]
         first = checkpoints[0]
-        configuration = plans_manager.get_configuration(first["init_args"]["configuration"])
+        name = first["init_args"]["configuration"]
+        if name not in plans_manager.available_configurations:
+            what = f"is of the configuration {name!r}, which {model_folder / 'plans.json'} does not hold"
+            raise UserError(files[0], what, "restore the plans.json that the fold was trained with")
+        configuration = plans_manager.get_configuration(name)
         require_network(configuration.configuration, f"{model_folder / 'plans.json'}")
-        require_class(configuration.network_arch_class_name)
+        require_class(configuration.network_arch_class_name, configuration.network_arch_init_kwargs)
         with quiet():
             predictor = cls(tile_step_size=step_size, use_mirroring=mirroring, device=device, allow_tqdm=False)
             network = nnUNetTrainer.build_network_architecture(

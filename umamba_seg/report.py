@@ -17,6 +17,14 @@ from umamba_seg.evaluate import class_metrics
 from umamba_seg.files import read_json
 from umamba_seg.plan.plans import PLANS_TABLE, require_configuration
 from umamba_seg.text import times
+from umamba_seg.train.records import read_epochs
+
+_PARTS = {  # of a training step, as the log names them
+    "loader": "waiting for data",
+    "forward_backward": "forward and backward pass",
+    "step": "clipping and optimizer",
+    "other": "the rest",
+}
 
 
 class Picture(NamedTuple):
@@ -43,6 +51,7 @@ class ReportInput:
         cases: What kind of cases -> how many, such as ``{"training": 16, "validation": 4, "test": 8}``.
         parameters: Number of the network's parameters, if known.
         logging: nnU-Net's log of the training, key -> one value per epoch; None if there is none.
+        epochs: What ``log.jsonl`` holds about each epoch.
         summary: Content of ``summary.json``; None if nothing was evaluated.
         pictures: Cases to choose from: the best, the median and the worst by Dice are shown, without a summary the
             first three.
@@ -58,6 +67,7 @@ class ReportInput:
     cases: Mapping[str, int]
     parameters: int | None = None
     logging: Mapping[str, Sequence[Any]] | None = None
+    epochs: Sequence[Mapping[str, Any]] = ()
     summary: dict[str, Any] | None = None
     pictures: Sequence[Picture] = field(default_factory=tuple)
 
@@ -142,6 +152,7 @@ def report_on_model(
         cases=cases,
         parameters=training["parameters"],
         logging=training["logging"],
+        epochs=read_epochs(model_folder / f"fold_{fold}"),
         summary=summary,
         pictures=pictures,
     )
@@ -167,6 +178,7 @@ def _context(report: ReportInput) -> dict[str, Any]:
         **_plan(report),
         "curves": figures.curves(report.logging) if report.logging else {},
         "training_time": _training_time(report.logging) if report.logging else None,
+        "step_time": _step_time(report.epochs) if report.epochs else None,
         "class_table": [_class_row(name, [case.dice[name] for case in cases]) for name in labels.foreground],
         "case_table": cases,
         "legend": _legend(labels),
@@ -248,6 +260,13 @@ def _training_time(logging: Mapping[str, Sequence[Any]]) -> str:
     starts, ends = logging["epoch_start_timestamps"], logging["epoch_end_timestamps"]
     minutes = round(sum(end - start for start, end in zip(starts, ends, strict=False)) / 60)
     return f"{len(ends)} epochs in {minutes // 60} h {minutes % 60} min"
+
+
+def _step_time(epochs: Sequence[Mapping[str, Any]]) -> str:
+    """Where the time of the training steps went."""
+    seconds = {part: sum(epoch[f"seconds/{part}"] for epoch in epochs) for part in ("all", *_PARTS)}
+    shares = ", ".join(f"{words} {seconds[part] / seconds['all']:.0%}" for part, words in _PARTS.items())
+    return f"Training steps: {shares}"
 
 
 def _dice_of_cases(report: ReportInput, labels: Labels) -> list[_CaseDice]:

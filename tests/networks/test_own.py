@@ -45,6 +45,7 @@ SPEC = NetworkSpec(
     paper="none",
 )
 NUMBER = 3
+Made = type("Made", (Plain,), {})
 """
 
 
@@ -99,6 +100,7 @@ def test_a_network_that_does_not_run_on_its_patch_is_found_while_planning(mine):
         ("Missing", "has no Missing"),
         ("NUMBER", "is of type int"),
         ("Unfit", "lacks input_channels, num_classes, deep_supervision"),
+        ("Made", "defines no class 'Made'"),
     ],
 )
 def test_what_is_no_network_is_refused(mine, attribute, message):
@@ -116,5 +118,89 @@ def test_a_module_that_is_not_there_is_refused():
         find(":Net")
     with pytest.raises(UserError, match="no module no_such_package"):
         find("no_such_package.module:Net")
-    with pytest.raises(UserError, match=r"network no_such_package\.Net: cannot be imported"):
+    with pytest.raises(UserError, match=r"network no_such_package\.Net: no source file of a module 'no_such_package'"):
         require_class("no_such_package.Net")
+
+
+# ------------------------------------------------------------------------------------------- classes that plans name
+
+
+@pytest.fixture
+def hostile(tmp_path, monkeypatch):
+    """A module in the current folder that leaves a mark when it is imported; returns its name and the mark."""
+    name, mark = f"hostile_{tmp_path.name}", tmp_path / "imported"
+    (tmp_path / name).mkdir()
+    code = f"from pathlib import Path\nPath({str(mark)!r}).touch()\n"
+    (tmp_path / name / "__init__.py").write_text(code)
+    body = "import os\nclass Bare: pass\nclass Other(dict): pass\ndef Function(**_): os.abort()\n"
+    (tmp_path / name / "inner.py").write_text(code + body)
+    (tmp_path / name / "broken.py").write_text("class Net(dict:")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    return name, mark
+
+
+@pytest.mark.parametrize(
+    ("inside", "message"),
+    [
+        ("Net", "defines no class 'Net' that has a base class"),
+        ("inner.Net", "defines no class 'Net'"),
+        ("inner.Bare", "defines no class 'Bare'"),
+        ("inner.Function", "defines no class 'Function'"),
+        ("inner.os.system", "no source file of a module"),
+        ("inner.Other.fromkeys", "no source file of a module"),
+        ("missing.Net", "no source file of a module"),
+        ("broken.Net", "is no Python"),
+    ],
+)
+def test_a_module_without_such_a_class_is_not_imported(hostile, inside, message):
+    name, mark = hostile
+    before = set(sys.modules)
+    with pytest.raises(UserError, match=message):
+        require_class(f"{name}.{inside}")
+    assert set(sys.modules) == before
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "os.system",
+        "subprocess.Popen",
+        "builtins.eval",
+        "antigravity.x",
+        "idlelib.run.Executive",
+        "__main__.Net",
+        "umamba_seg.__main__.main",
+        "umamba_seg.networks.own.importlib",
+        "torch.nn.Linear",
+        "Net",
+        "",
+        ".",
+        "../x.Net",
+        "a b.Net",
+    ],
+)
+def test_paths_of_other_things_are_refused_and_nothing_is_imported(path):
+    before = set(sys.modules)
+    with pytest.raises(UserError, match=r"no source file of a module|defines no class"):
+        require_class(path)
+    assert set(sys.modules) == before
+
+
+def test_a_class_that_is_no_module_of_torch_is_refused(hostile):
+    with pytest.raises(UserError, match=r"inner\.Other: is no torch\.nn\.Module"):
+        require_class(f"{hostile[0]}.inner.Other")
+
+
+def test_a_class_is_refused_that_is_not_built_as_networks_are(mine):
+    with pytest.raises(UserError, match=r"is not built as networks are: .*'input_channels'"):
+        require_class("torch.nn.modules.linear.Linear")
+    require_class(f"{mine}.Plain", {"strides": [], "features": []})
+    with pytest.raises(UserError, match=r"is not built as networks are: .*'depths'"):
+        require_class(f"{mine}.Plain", {"depths": 3})
+
+
+def test_a_class_that_a_package_hands_on_is_named_where_it_is_defined(mine, tmp_path):
+    (tmp_path / f"front_{mine}.py").write_text(f"from {mine} import Plain")
+    assert find(f"front_{mine}:Plain").network == f"{mine}.Plain"

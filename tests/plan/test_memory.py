@@ -28,6 +28,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 CPU = torch.device("cpu")
 HALF, FLOAT = torch.float16, torch.float32
+SGD, ADAMW, CE = TrainingOptions(), TrainingOptions(optimizer="AdamW"), TrainingOptions(loss="ce")
 
 
 def planned(name: str, *patch: int, features: int = 8, batch_size: int = 2) -> tuple[dict, Setting]:
@@ -48,9 +49,8 @@ def of_class(network: type, **arguments) -> tuple[dict, Setting]:
 # ---------------------------------------------------------------------------------------------------------- a real step
 
 
-def rise_in_a_real_step(architecture: dict, setting: Setting, optimizer: str) -> int:
+def rise_in_a_real_step(architecture: dict, setting: Setting, options: TrainingOptions) -> int:
     """Bytes at the highest that torch's allocator rises in a step, above what is there before it."""
-    options = TrainingOptions.read({"optimizer": optimizer}, "test")
     step = TrainingStep(build_network(architecture, setting, CPU), setting, options, CPU)
     step.run()  # the optimizer has its state from now on
     step.optimizer.zero_grad(set_to_none=True)
@@ -67,35 +67,35 @@ def rise_in_a_real_step(architecture: dict, setting: Setting, optimizer: str) ->
 
 
 @pytest.mark.parametrize(
-    ("network", "optimizer"),
+    ("network", "options"),
     [
-        (("plain_conv_unet", 32, 32, 32), "SGD"),
-        (("plain_conv_unet", 128, 96), "AdamW"),
-        (("residual_encoder_unet", 96, 128), "SGD"),
-        (("umamba_bot", 32, 32, 32), "AdamW"),
-        (("umamba_enc", 128, 96), "SGD"),
-        (("segmamba", 32, 32, 48), "SGD"),
-        (("nnmamba_ds", 32, 48, 48), "AdamW"),
-        (("lightmunet", 64, 64), "SGD"),
+        (("plain_conv_unet", 32, 32, 32), SGD),
+        (("plain_conv_unet", 128, 96), ADAMW),
+        (("residual_encoder_unet", 96, 128), SGD),
+        (("umamba_bot", 32, 32, 32), ADAMW),
+        (("umamba_enc", 128, 96), SGD),
+        (("segmamba", 32, 32, 48), TrainingOptions(loss="ce")),
+        (("nnmamba_ds", 32, 48, 48), ADAMW),
+        (("lightmunet", 64, 64), TrainingOptions(optimizer="Adam")),
     ],
-    ids=lambda value: "-".join(map(str, value)) if isinstance(value, tuple) else value,
+    ids=lambda value: "-".join(map(str, value)) if isinstance(value, tuple) else f"{value.optimizer}-{value.loss}",
 )
-def test_traced_peak_is_that_of_a_real_step(network, optimizer):
+def test_traced_peak_is_that_of_a_real_step(network, options):
     """What a real step takes beyond the trace is oneDNN's, inside of convolutions: tensors in another layout."""
     architecture, setting = planned(*network)
-    traced = training_memory(architecture, setting, "cpu", optimizer)
-    real = traced.weights + traced.optimizer + rise_in_a_real_step(architecture, setting, optimizer)
+    traced = training_memory(architecture, setting, "cpu", options)
+    real = traced.weights + traced.optimizer + rise_in_a_real_step(architecture, setting, options)
     assert traced.peak == pytest.approx(real, rel=0.03)
 
 
-@pytest.mark.parametrize(("optimizer", "states"), [("SGD", 1), ("AdamW", 2)])
+@pytest.mark.parametrize(("optimizer", "states"), [("SGD", 1), ("Adam", 2), ("AdamW", 2)])
 def test_weights_and_the_states_of_the_optimizer_are_counted_once(optimizer, states):
     architecture, setting = planned("plain_conv_unet", 16, 16, 16)
     network = build_network(architecture, setting, CPU)
     weights = sum(weight.numel() * 4 for weight in network.parameters())
-    traced = training_memory(architecture, setting, "cpu", optimizer)
+    traced = training_memory(architecture, setting, "cpu", TrainingOptions(optimizer=optimizer))
     assert traced.weights == weights
-    assert traced.optimizer == pytest.approx(states * weights, rel=0.01)  # AdamW counts its steps beside them
+    assert traced.optimizer == pytest.approx(states * weights, rel=0.01)  # Adam counts its steps beside them
 
 
 class Tied(nn.Module):
@@ -111,8 +111,44 @@ class Tied(nn.Module):
         return self.second(self.first(self.enter(x)))
 
 
+class Wide(nn.Module):
+    """One convolution to many classes, so that the loss has most of the memory."""
+
+    def __init__(self, input_channels: int, num_classes: int, *, deep_supervision: bool):
+        super().__init__()
+        self.conv = nn.Conv3d(input_channels, 16 * num_classes, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+def test_the_loss_is_counted():
+    with_dice, alone = (training_memory(*of_class(Wide), "cpu", options).peak for options in (SGD, CE))
+    assert with_dice > 1.3 * alone
+
+
+@pytest.mark.parametrize(("device", "asked", "usual"), [("cuda", "float32", "float16"), ("cpu", "float32", "bfloat16")])
+def test_the_precision_is_counted(device, asked, usual):
+    case = planned("plain_conv_unet", 32, 32, 32)
+    more, less = (training_memory(*case, device, TrainingOptions(precision=name)).peak for name in (asked, usual))
+    assert more > 1.3 * less
+
+
+def test_where_the_gpu_chooses_the_half_that_takes_more_is_counted():
+    """U-Mamba widens features of float16 that no norm bounds to float32."""
+    case = planned("umamba_bot", 32, 32, 32)
+    options = (TrainingOptions(precision=name) for name in ("auto", "float16", "bfloat16"))
+    auto, float16, bfloat16 = (training_memory(*case, "cuda", each).peak for each in options)
+    assert auto == float16 > 1.1 * bfloat16
+
+
+def test_a_plan_for_cpus_in_float16_is_refused():
+    with pytest.raises(UserError, match="precision float16: a CPU computes in float32 or bfloat16"):
+        training_memory(*of_class(Wide), "cpu", TrainingOptions(precision="float16"))
+
+
 def test_weights_that_layers_share_are_counted_once():
-    assert training_memory(*of_class(Tied), "cpu", "SGD").weights == 4 * (3 + 3 * 3 * 27)
+    assert training_memory(*of_class(Tied), "cpu", SGD).weights == 4 * (3 + 3 * 3 * 27)
 
 
 # ---------------------------------------------------------------------------------------------------------------- CUDA
@@ -189,7 +225,7 @@ PRECISIONS = {name: precision for name, (_, precision) in OPS.items()} | {
 @pytest.fixture(scope="module")
 def precisions() -> dict[str, torch.dtype]:
     """What :class:`Recorder` notes in a plan for GPUs."""
-    training_memory(*of_class(Recorder), "cuda", "SGD")
+    training_memory(*of_class(Recorder), "cuda", SGD)
     return dict(Recorder.precisions)
 
 
@@ -199,7 +235,7 @@ def test_a_plan_for_gpus_runs_ops_in_the_precision_of_cuda(precisions, op):
 
 
 def test_a_plan_for_cpus_runs_them_in_float32():
-    training_memory(*of_class(Recorder), "cpu", "SGD")
+    training_memory(*of_class(Recorder), "cpu", SGD)
     assert set(Recorder.precisions.values()) == {FLOAT}
 
 
@@ -238,7 +274,7 @@ def test_no_other_op_is_run_in_float32(ops_in_float32):
 
 def test_half_precision_takes_less():
     architecture, setting = planned("plain_conv_unet", 32, 32, 32)
-    on_gpu, on_cpu = (training_memory(architecture, setting, device, "SGD").peak for device in ("cuda", "cpu"))
+    on_gpu, on_cpu = (training_memory(architecture, setting, device, SGD).peak for device in ("cuda", "cpu"))
     assert 0.5 < on_gpu / on_cpu < 0.9
 
 
@@ -257,7 +293,7 @@ def test_convolutions_of_half_precision_have_a_workspace():
 
 
 def test_gpu_memory_is_handed_out_in_blocks():
-    traced = training_memory(*of_class(Tied), "cuda", "SGD")
+    traced = training_memory(*of_class(Tied), "cuda", SGD)
     assert traced.weights == 512 + 1024
     assert traced.peak % 512 == 0
 
@@ -268,7 +304,7 @@ def test_gpu_memory_is_handed_out_in_blocks():
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_memory_grows_with_batch_and_patch(device):
     def peak(*patch: int, batch_size: int = 2) -> int:
-        return training_memory(*planned("plain_conv_unet", *patch, batch_size=batch_size), device, "SGD").peak
+        return training_memory(*planned("plain_conv_unet", *patch, batch_size=batch_size), device, SGD).peak
 
     smallest = peak(64, 64)
     assert smallest < peak(64, 64, batch_size=3)
@@ -277,7 +313,7 @@ def test_memory_grows_with_batch_and_patch(device):
 
 def test_a_patch_that_no_machine_holds_is_traced_without_a_gpu_or_memory():
     before = psutil.Process().memory_info().rss
-    traced = training_memory(*planned("umamba_bot", 512, 512, 512, features=32), "cuda", "SGD")
+    traced = training_memory(*planned("umamba_bot", 512, 512, 512, features=32), "cuda", SGD)
     assert traced.peak > 2**39
     assert psutil.Process().memory_info().rss - before < 2**30
     assert not torch.cuda.is_initialized()
@@ -288,7 +324,7 @@ def test_a_network_that_does_not_run_on_its_patch_is_refused():
     spec = find("plain_conv_unet")
     architecture = spec.architecture(spec.planned(topology))
     with pytest.raises(UserError, match=r"PlainConvUNet: does not run on a patch of 2×2: .*; choose another patch"):
-        training_memory(architecture, Setting(topology, 1, 2, 2), "cpu", "SGD")
+        training_memory(architecture, Setting(topology, 1, 2, 2), "cpu", SGD)
 
 
 def test_plans_for_gpus_need_triton(monkeypatch):
@@ -296,5 +332,5 @@ def test_plans_for_gpus_need_triton(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "triton" else find_spec(name))
     case = planned("plain_conv_unet", 16, 16, 16)
     with pytest.raises(UserError, match=r"the package triton is missing; .* --budget cpu"):
-        training_memory(*case, "cuda", "SGD")
-    assert training_memory(*case, "cpu", "SGD").peak > 0
+        training_memory(*case, "cuda", SGD)
+    assert training_memory(*case, "cpu", SGD).peak > 0

@@ -17,8 +17,10 @@ from umamba_seg.networks import find
 from umamba_seg.paths import resolve
 from umamba_seg.plan import planner
 from umamba_seg.plan.budgets import cpu_budget, gpu_budget, vram_budget
+from umamba_seg.plan.options import TrainingOptions
 from umamba_seg.plan.planner import plan_dataset
 from umamba_seg.plan.plans import require_network, topology_of
+from umamba_seg.plan.recipes import Recipe, read_recipe
 from umamba_seg.plan.step import Measurement
 
 KINDS = {  # shape (z, y, x), spacing in mm, channels, cases
@@ -35,7 +37,7 @@ NAME = "Dataset001_Kind"
 def plan(tmp_path):
     """``plan(kind, budget, network=...)`` plans a data set of cases of one kind."""
 
-    def run(kind, budget, name="p", network="umamba_bot", spacing=None, device=None):
+    def run(kind, budget, name="p", network="umamba_bot", spacing=None, device=None, recipe=None):
         shape, usual, channels, cases = KINDS[kind]
         folders = resolve(tmp_path).export()
         raw = folders.raw / NAME
@@ -58,7 +60,7 @@ def plan(tmp_path):
             "median_relative_size_after_cropping": 1.0,
         }
         (preprocessed / "dataset_fingerprint.json").write_text(json.dumps(fingerprint))
-        plan_dataset(NAME, find(network), budget, name, device)
+        plan_dataset(NAME, find(network), budget, name, device, recipe)
         return json.loads((preprocessed / f"{name}.json").read_text())
 
     return run
@@ -74,7 +76,7 @@ def an_augmentation_worker(monkeypatch):
 def by_voxels(monkeypatch):
     """Memory in proportion to voxels and channels, for tests that are not about memory: traces take seconds."""
 
-    def peak(_architecture, setting, _device_type, _optimizer):
+    def peak(_architecture, setting, _device_type, _options):
         topology = setting.topology
         return 2**26 + 40 * setting.batch_size * math.prod(topology.patch_size) * topology.features[0]
 
@@ -303,6 +305,30 @@ def test_a_network_may_have_learning_rates_of_its_own(plan):
 
 
 @pytest.mark.usefixtures("by_voxels")
+def test_a_recipe_replaces_the_options_of_the_budget_and_the_rate_of_the_network(plan):
+    recipe = Recipe("mine", "a paper", {"optimizer": "Adam", "initial_lr": 0.02})
+    on_cpu = replace(cpu_budget(), limit=2.0**30)
+    table = plan("tiny", on_cpu, network="nnmamba_ds", recipe=recipe)["umamba_seg"]
+    usual = on_cpu.training.model_dump() | {"recipe": "mine", "optimizer": "Adam", "initial_lr": 0.02}
+    assert TrainingOptions.read(table["training"], "plans") == TrainingOptions(**usual)
+    assert table["recipe_source"] == "a paper"
+    assert plan("tiny", on_cpu, "usual", "nnmamba_ds")["umamba_seg"]["recipe_source"] is None
+
+
+def test_a_network_is_planned_for_the_memory_that_its_recipe_takes_within_what_the_budget_allows(plan, monkeypatch):
+    traced = []
+
+    def peak(architecture, setting, _device_type, options):
+        traced.append(("umamba" in architecture, options))
+        return 2**26 + 40 * setting.batch_size * math.prod(setting.topology.patch_size)
+
+    monkeypatch.setattr(planner, "_peak", peak)
+    plan("tiny", gpu_budget(8), recipe=read_recipe("lightmunet"))
+    recipe, budget = read_recipe("lightmunet").applied(TrainingOptions()), TrainingOptions()
+    assert set(traced) == {(True, recipe), (False, budget)}
+
+
+@pytest.mark.usefixtures("by_voxels")
 def test_a_new_plan_leaves_nothing_of_the_old_one_but_what_was_added_by_hand(plan, tmp_path):
     plans = plan("tiny", vram_budget(8), network="plain_conv_unet")
     old = plans["configurations"]["3d_fullres"]
@@ -321,7 +347,7 @@ def test_a_gpu_that_takes_more_than_the_estimate_gets_less(plan, monkeypatch):
     def measured(configuration, input_channels, num_classes, options, device):
         assert (input_channels, num_classes, options.optimizer, device.type) == (1, 4, "SGD", "cuda")
         setting = planner.Setting(topology_of(configuration), input_channels, num_classes, configuration["batch_size"])
-        return Measurement(seconds=0.5, bytes=round(1.4 * planner._peak("", setting, "cuda", "SGD")), device="a GPU")
+        return Measurement(seconds=0.5, bytes=round(1.4 * planner._peak("", setting, "cuda", options)), device="a GPU")
 
     estimated = planned(plan("tiny", vram_budget(4), "a", "plain_conv_unet"))["3d_fullres"]
     monkeypatch.setattr(planner, "measure_plan", measured)

@@ -148,3 +148,21 @@ def test_configurations_that_were_not_searched_are_left_out():
     text = text_of(mine={"patch_size": [8, 8]}, **{"2d": configuration()})
     assert "mine" not in text
     assert "\n2d\n" in text
+
+
+@pytest.mark.parametrize(
+    ("axes", "swap", "shown"),
+    [
+        ([0, 1, 2], None, "axes 0 1 2"),
+        ([], None, "no axis"),
+        ([0, 2], {"axis": 2, "pairs": [[1, 2], [4, 5]]}, "axes 0 2, axis 2 with the labels 1↔2, 4↔5"),
+    ],
+    ids=["all", "none", "exchanged"],
+)
+def test_mirroring_is_told_with_its_reason(axes, swap, shown):
+    plan = configuration(mirroring={"axes": axes, "swap": swap, "reason": "because"})
+    assert f"mirroring {shown}: because" in text_of(**{"3d_fullres": plan}).splitlines()
+
+
+def test_plans_without_a_word_on_mirroring_are_shown():
+    assert "mirroring" not in text_of(**{"3d_fullres": configuration()})

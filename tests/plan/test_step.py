@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from umamba_seg.networks import find
 from umamba_seg.plan.memory import training_memory
 from umamba_seg.plan.options import TrainingOptions
-from umamba_seg.plan.step import Setting, TrainingStep, _loss, build_network, make_optimizer, measure
+from umamba_seg.plan.step import Setting, TrainingStep, build_network, make_optimizer, measure
 from umamba_seg.plan.topology import topology_for
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -45,29 +45,22 @@ def test_sgd_is_nnunets():
     assert ours.defaults == theirs.defaults
 
 
-def test_adamw_takes_its_options():
-    optimizer = make_optimizer(ADAMW, [nn.Parameter(torch.zeros(1))])
-    assert type(optimizer) is torch.optim.AdamW
-    assert (optimizer.defaults["lr"], optimizer.defaults["weight_decay"]) == (1e-3, 0.5)
+def test_sgd_takes_its_options():
+    options = TrainingOptions(initial_lr=0.1, weight_decay=0.5, momentum=0.8, nesterov=False)
+    defaults = make_optimizer(options, [nn.Parameter(torch.zeros(1))]).defaults
+    assert {key: defaults[key] for key in ("lr", "weight_decay", "momentum", "nesterov")} == {
+        **{"lr": 0.1, "weight_decay": 0.5, "momentum": 0.8, "nesterov": False}
+    }
 
 
-@pytest.mark.parametrize("outputs", [1, 2, 5])
-def test_loss_is_nnunets(outputs):
-    settings = SimpleNamespace(
-        label_manager=SimpleNamespace(has_regions=False, ignore_label=None),
-        configuration_manager=SimpleNamespace(batch_dice=True),
-        is_ddp=False,
-        enable_deep_supervision=outputs > 1,
-        _do_i_compile=lambda: False,
-        _get_deep_supervision_scales=lambda: [[0.5**level] * 2 for level in range(outputs)],
-    )
-    theirs = nnUNetTrainer._build_loss(settings)
-    shapes = [(2, 3, 64 // 2**level, 64 // 2**level) for level in range(outputs)]
-    generator = torch.Generator().manual_seed(0)
-    logits = [torch.randn(shape, generator=generator) for shape in shapes]
-    targets = [torch.randint(3, (shape[0], 1, *shape[2:]), generator=generator) for shape in shapes]
-    expected = theirs(logits, targets) if outputs > 1 else theirs(logits[0], targets[0])
-    torch.testing.assert_close(_loss(outputs)(logits, targets), expected)
+@pytest.mark.parametrize(("name", "kind"), [("Adam", torch.optim.Adam), ("AdamW", torch.optim.AdamW)])
+def test_adam_and_adamw_take_their_options(name, kind):
+    options = TrainingOptions(optimizer=name, initial_lr=1e-3, weight_decay=0.5, betas=(0.8, 0.9), eps=1e-5)
+    optimizer = make_optimizer(options, [nn.Parameter(torch.zeros(1))])
+    assert type(optimizer) is kind
+    assert {key: optimizer.defaults[key] for key in ("lr", "weight_decay", "betas", "eps")} == {
+        **{"lr": 1e-3, "weight_decay": 0.5, "betas": (0.8, 0.9), "eps": 1e-5}
+    }
 
 
 def test_a_step_changes_all_weights_but_the_head_of_the_coarsest_output():
@@ -97,19 +90,45 @@ def pointwise(*patch: int) -> tuple[dict, Setting]:
     return architecture, Setting(topology_for(patch), 2, 3, 2)
 
 
-def test_gradients_are_clipped_to_nnunets_norm_of_12():
+@pytest.mark.parametrize("norm", [12, 3])
+def test_gradients_are_clipped_to_the_norm_of_the_options(norm):
     architecture, setting = pointwise(32, 32)
-    step = TrainingStep(build_network(architecture, setting, CPU), setting, TrainingOptions(), CPU)
+    options = TrainingOptions(gradient_clip=norm)
+    step = TrainingStep(build_network(architecture, setting, CPU), setting, options, CPU)
     step.run()
-    norm = nn.utils.get_total_norm([weight.grad for weight in step.network.parameters()])
-    assert float(norm) == pytest.approx(12, rel=1e-4)
+    found = nn.utils.get_total_norm([weight.grad for weight in step.network.parameters()])
+    assert float(found) == pytest.approx(norm, rel=1e-4)
+
+
+class Recorder(nn.Module):
+    """One convolution, and the precision that it answered in."""
+
+    def __init__(self, input_channels: int, num_classes: int, *, deep_supervision: bool):
+        super().__init__()
+        self.conv = nn.Conv2d(input_channels, num_classes, 1)
+        self.answered: torch.dtype | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.conv(x)
+        self.answered = logits.dtype
+        return logits
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("auto", torch.float32), ("float32", torch.float32), ("bfloat16", torch.bfloat16)]
+)
+def test_the_forward_pass_runs_in_the_precision_of_the_options(precision, dtype):
+    _, setting = pointwise(16, 16)
+    network = Recorder(2, 3, deep_supervision=True)
+    TrainingStep(network, setting, TrainingOptions(precision=precision), CPU).run()
+    assert network.answered == dtype
 
 
 def test_steps_are_measured_on_this_machine():
     """Tensors so large that the operating system gives and takes each, whatever lies free from before."""
     architecture, setting = pointwise(1536, 1536)
     found = measure(architecture, setting, ADAMW, CPU, steps=1)
-    traced = training_memory(architecture, setting, "cpu", "AdamW")
+    traced = training_memory(architecture, setting, "cpu", ADAMW)
     assert found.seconds > 0
     assert found.device == platform.machine()
     assert traced.peak / 2 < found.bytes < 2 * traced.peak

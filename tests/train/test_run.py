@@ -1,4 +1,4 @@
-"""What training says when memory runs out."""
+"""What training says when memory runs out, and which checkpoint it goes on from."""
 
 from types import SimpleNamespace
 
@@ -6,36 +6,45 @@ import pytest
 import torch
 
 from umamba_seg.errors import UserError
+from umamba_seg.plan.options import TrainingOptions
 from umamba_seg.train import run
+from umamba_seg.train.checkpoints import write_checkpoint
+from umamba_seg.train.distributed import Group
 
-PLANS = {
-    "dataset_name": "Dataset004_Hippocampus",
-    "plans_name": "umamba_enc_8gb",
-    "umamba_seg": {"network": "umamba_enc", "budget": "8gb"},
-    "configurations": {
-        "3d_fullres": {
-            "patch_size": [40, 56, 40],
-            "batch_size": 7,
-            "planning": {"estimated_bytes": 3 * 2**30},
-        }
-    },
-}
+PLANNED = {"patch_size": [40, 56, 40], "batch_size": 7, "planning": {"estimated_bytes": 3 * 2**30}}
+OURS = {"network": "umamba_enc", "budget": "8gb", "training": TrainingOptions().model_dump()}
+PLANS = {"dataset_name": "Dataset004_Hippocampus", "plans_name": "umamba_enc_8gb", "umamba_seg": OURS}
 
 
-def train_on(monkeypatch, tmp_path, error: Exception):
+@pytest.fixture
+def trainer(tmp_path):
+    """What :func:`run._train` needs of one."""
+    (tmp_path / "dataset_fingerprint.json").write_text("{}")
+    (tmp_path / "model").mkdir()
+    return SimpleNamespace(
+        output_folder=str(tmp_path / "model" / "fold_0"),
+        preprocessed_dataset_folder_base=str(tmp_path),
+        dataset_json={},
+        progress=0.0,
+        group=Group(),
+        device=torch.device("cpu"),
+        options=TrainingOptions(),
+        workers=0,
+        on_train_start=lambda: (tmp_path / "model" / "fold_0").mkdir(),
+        plans_manager=SimpleNamespace(plans=PLANS),
+        configuration_manager=SimpleNamespace(configuration=PLANNED),
+        configuration_name="3d_fullres",
+    )
+
+
+def train(trainer, error: Exception) -> None:
     """Train a fold whose training ends with ``error``."""
 
-    class Trainer:
-        output_folder, progress = str(tmp_path), 0.0
+    def fail():
+        raise error
 
-        def __init__(self, *_):
-            pass
-
-        def run_training(self):
-            raise error
-
-    monkeypatch.setattr(run, "UMambaSegTrainer", Trainer)
-    run.train_fold(PLANS, "3d_fullres", 0, {}, torch.device("cpu"))
+    trainer.run_training = fail
+    run._train(trainer, PLANS, None, None)
 
 
 @pytest.mark.parametrize(
@@ -45,30 +54,51 @@ def train_on(monkeypatch, tmp_path, error: Exception):
         RuntimeError("[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory"),
     ],
 )
-def test_out_of_memory_names_the_plan_what_was_in_use_and_what_to_do(monkeypatch, tmp_path, error):
+def test_out_of_memory_names_the_plan_what_was_in_use_and_what_to_do(trainer, error):
     with pytest.raises(UserError) as caught:
-        train_on(monkeypatch, tmp_path, error)
+        train(trainer, error)
     message = str(caught.value)
     assert message.startswith("plans umamba_enc_8gb, 3d_fullres: memory ran out at patch 40×56×40, batch 7: ")
     assert "GiB of this machine were in use; the plan's estimate is 3.00 GiB; close what else uses it" in message
     assert "`umamba-seg plan_and_preprocess -d Dataset004_Hippocampus --network umamba_enc --budget cpu`" in message
 
 
-def test_on_a_gpu_the_smaller_plan_is_one_for_what_could_be_had(monkeypatch):
-
+def test_on_a_gpu_the_smaller_plan_is_one_for_what_could_be_had(monkeypatch, trainer):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA T4")
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 11.4 * 2**30)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=15 * 2**30))
-    message = str(run._out_of_memory(PLANS, "3d_fullres", torch.device("cuda")))
+    trainer.device = torch.device("cuda")
+    message = str(run._out_of_memory(trainer))
     assert "11.40 GiB of the 15.00 GiB of NVIDIA T4 were in use" in message
     assert "--vram-gb 11`" in message
 
 
-def test_there_is_no_smaller_plan_for_a_cpu_than_the_one_for_cpus():
-    plans = PLANS | {"umamba_seg": {"network": "umamba_enc", "budget": "cpu"}}
-    assert "--network NAME --budget cpu`" in str(run._out_of_memory(plans, "3d_fullres", torch.device("cpu")))
+def test_there_is_no_smaller_plan_for_a_cpu_than_the_one_for_cpus(trainer):
+    trainer.plans_manager.plans = PLANS | {"umamba_seg": OURS | {"budget": "cpu"}}
+    assert "--network NAME --budget cpu`" in str(run._out_of_memory(trainer))
 
 
-def test_other_errors_are_not_taken_for_it(monkeypatch, tmp_path):
+def test_other_errors_are_not_taken_for_it(trainer):
     with pytest.raises(RuntimeError, match="shape mismatch"):
-        train_on(monkeypatch, tmp_path, RuntimeError("shape mismatch"))
+        train(trainer, RuntimeError("shape mismatch"))
+
+
+def test_the_first_whole_checkpoint_is_gone_on_from(tmp_path):
+    damaged, whole = tmp_path / "checkpoint_latest.safetensors", tmp_path / "checkpoint_previous.safetensors"
+    damaged.write_bytes(b"half")
+    write_checkpoint(whole, {"weight": torch.ones(1)}, {"epoch": 3})
+    found = run._first_whole([damaged, whole])
+    assert found is not None
+    assert (found.path, found.state, found.is_final) == (whole, {"epoch": 3}, False)
+    assert run._first_whole([]) is None
+    with pytest.raises(UserError, match=r"checkpoint_latest.safetensors: is damaged"):
+        run._first_whole([damaged])
+
+
+def test_only_what_is_finished_is_extended(tmp_path):
+    options = TrainingOptions(epochs=None, max_minutes=5)
+    final = run._Saved(tmp_path / "checkpoint_final.safetensors", {}, {"epoch": 3})
+    extended = run._extended(options, final, 4)
+    assert (extended.epochs, extended.max_minutes) == (7, None)
+    with pytest.raises(UserError, match=r"not finished; finish it with `umamba-seg train --c`"):
+        run._extended(options, run._Saved(tmp_path / "checkpoint_latest.safetensors", {}, {"epoch": 3}), 4)

@@ -1,4 +1,4 @@
-"""Pieces of the trainer that need no data; the whole of it is in test_pipeline.py."""
+"""Pieces of the trainer that need no data; the whole of it is in test_resume.py and test_faults.py."""
 
 import math
 from types import SimpleNamespace
@@ -7,49 +7,88 @@ import numpy as np
 import pytest
 import torch
 
-from umamba_seg.errors import UserError
+from umamba_seg.errors import Stopped
+from umamba_seg.plan.options import TrainingOptions
+from umamba_seg.plan.precision import FLOAT32
 from umamba_seg.train import TRAINER_NAME
-from umamba_seg.train.trainer import ProgressPolyLR, UMambaSegTrainer, _plain
+from umamba_seg.train.clock import Clock
+from umamba_seg.train.distributed import Group
+from umamba_seg.train.sentinel import Recovery
+from umamba_seg.train.trainer import UMambaSegTrainer, _plain
 
 
-def test_learning_rate_follows_the_budget():
-    progress = [0.0]
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-    schedule = ProgressPolyLR(optimizer, 2.0, lambda: progress[0])
-    rates = []
-    for progress[0] in (0.0, 0.5, 1.0):
-        schedule.step(current_step=17)  # nnU-Net passes the epoch; the budget decides
-        rates.append(optimizer.param_groups[0]["lr"])
-    assert rates == pytest.approx([2.0, 2.0 * 0.5**0.9, 0.0])
+@pytest.fixture
+def trainer():
+    trainer = UMambaSegTrainer.__new__(UMambaSegTrainer)
+    trainer.device, trainer.group, trainer.recovery = torch.device("cpu"), Group(), Recovery()
+    trainer.precision, trainer.iterations, trainer.step, trainer.current_epoch = FLOAT32, 0, 0, 0
+    trainer.options, trainer.num_epochs, trainer.schedule_start = TrainingOptions(epochs=100), 100, 0
+    trainer.num_iterations_per_epoch, trainer._closing, trainer.clock = 10, 0.0, Clock(math.inf)
+    trainer._stop = SimpleNamespace(signum=0)
+    trainer.scores = []
+    trainer.logger = SimpleNamespace(get_value=lambda name, step: trainer.scores)
+    return trainer
+
+
+def rate_at(trainer, epoch: int, step: int = 0) -> float:
+    trainer.current_epoch, trainer.step = epoch, step
+    trainer._agree()
+    return trainer.learning_rate()
+
+
+def test_learning_rate_follows_the_epochs_as_nnunet_s(trainer):
+    assert [rate_at(trainer, epoch) for epoch in (0, 50)] == pytest.approx([0.01, 0.01 * 0.5**0.9])
+    assert rate_at(trainer, 50, step=5) == rate_at(trainer, 50)
+
+
+def test_learning_rate_follows_the_time(trainer):
+    trainer.clock = Clock(60.0, spent=30.0)
+    assert rate_at(trainer, 0) == pytest.approx(0.01 * 0.5**0.9)
+
+
+def test_learning_rate_rises_within_the_first_epochs(trainer):
+    trainer.options = TrainingOptions(epochs=100, warmup_epochs=2)
+    assert rate_at(trainer, 0, step=5) == pytest.approx(0.01 * 0.25)
+    assert rate_at(trainer, 1, step=5) == pytest.approx(0.01 * 0.75)
+    assert rate_at(trainer, 2) == pytest.approx(0.01)
+
+
+def test_an_extension_begins_its_schedule_anew_and_gently(trainer):
+    trainer.num_epochs, trainer.current_epoch = 150, 100
+    trainer.begin_extension()
+    assert rate_at(trainer, 100, step=5) == pytest.approx(0.005)
+    assert rate_at(trainer, 101) == pytest.approx(0.01)
+    assert rate_at(trainer, 149) < 0.001
+
+
+def test_what_the_recovery_takes_off_the_learning_rate_stays_off(trainer):
+    trainer.recovery = Recovery(rewinds=2)
+    assert rate_at(trainer, 0) == pytest.approx(0.0025)
+
+
+def test_training_ends_by_epochs_time_or_patience(trainer):
+    assert trainer._end_of_training() is None
+    trainer.current_epoch = 100
+    assert trainer._end_of_training() == "100 epochs"
+    trainer.current_epoch, trainer.options = 4, TrainingOptions(early_stop=2, max_minutes=1)
+    trainer.scores = [0.5, 0.7, 0.6]
+    assert trainer._end_of_training() is None
+    trainer.scores.append(0.7)
+    assert trainer._end_of_training() == "the pseudo Dice has not risen for 2 epochs"
+    trainer.clock = Clock(60.0, spent=60.0)
+    assert trainer._end_of_training() == "1 minutes"
+
+
+def test_early_stop_of_an_extension_looks_at_the_extension(trainer):
+    trainer.options = TrainingOptions(early_stop=2)
+    trainer.scores, trainer.schedule_start = [0.9, 0.8, 0.8, 0.5, 0.6], 3
+    assert trainer._end_of_training() is None
 
 
 def test_checkpoint_values_are_plain():
     value = {"a": [np.float64(1.5), np.arange(2)], "b": (1, "x", None)}
     assert _plain(value) == {"a": [1.5, [0, 1]], "b": [1, "x", None]}
     assert type(_plain(np.float32(1))) is float
-
-
-@pytest.fixture
-def trainer():
-    trainer = UMambaSegTrainer.__new__(UMambaSegTrainer)
-    trainer.output_folder, trainer.current_epoch, trainer.iterations, trainer.initial_lr = "fold_0", 3, 151, 0.01
-    trainer.grad_scaler, trainer._bad_losses = None, 0
-    return trainer
-
-
-@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
-def test_divergence_ends_training_by_name(trainer, loss):
-    trainer._refuse_divergence(0.5)
-    with pytest.raises(UserError, match=rf"the loss became {loss} in epoch 3, iteration 151"):
-        trainer._refuse_divergence(loss)
-
-
-def test_gradient_scaler_may_skip_a_few_steps(trainer):
-    trainer.grad_scaler = object()
-    for loss in [math.inf] * 10 + [0.5] + [math.inf] * 10:
-        trainer._refuse_divergence(loss)
-    with pytest.raises(UserError, match="the loss became inf"):
-        trainer._refuse_divergence(math.inf)
 
 
 def test_names_follow_nnunets_order(trainer):
@@ -64,30 +103,28 @@ def test_result_folders_are_named_after_the_trainer():
     assert UMambaSegTrainer.__name__ == TRAINER_NAME
 
 
-def test_interrupt_keeps_what_is_learnt(trainer, monkeypatch):
-    saved, logged = [], {"train_losses": [0.3, 0.2, 0.1], "lrs": [3.0, 2.0, 1.0, 0.5]}
-    trainer.logger = SimpleNamespace(get_checkpoint=lambda: logged)
-    monkeypatch.setattr(trainer, "save_checkpoint", lambda name: saved.append((name, trainer.current_epoch)))
-    with pytest.raises(KeyboardInterrupt), trainer._saving_on_interrupt():
-        raise KeyboardInterrupt
-    assert saved == [("fold_0/checkpoint_latest.pth", 2)]  # a checkpoint counts one more: epoch 3 begins again
-    assert [len(values) for values in logged.values()] == [3, 3]
+def test_a_signal_ends_training_before_the_next_iteration(trainer):
+    trainer.network, trainer.times = torch.nn.Identity(), SimpleNamespace(take=lambda samples: {})
+    trainer.step, trainer._stop.signum = 3, 15
+    with pytest.raises(Stopped):
+        trainer._train_epoch(None)
 
 
-def test_batch_norms_validate_with_the_statistics_of_the_weights_they_have(trainer):
-    trainer.device, trainer.network = torch.device("cpu"), torch.nn.BatchNorm3d(1).eval()
+def test_batch_norms_validate_with_the_statistics_of_the_weights_they_have(trainer, monkeypatch):
+    trainer.network = torch.nn.BatchNorm3d(1).eval()
     images = torch.randn(10, 2, 1, 8, 8, 8) * 3 + 5
     trainer.dataloader_train = iter([{"data": batch} for batch in images])
-    trainer._settle_batch_norms()
+    monkeypatch.setattr(trainer, "_next", next)
+    assert trainer._settle_batch_norms() == 10
     assert trainer.network.running_mean.item() == pytest.approx(images.mean().item(), rel=1e-3)
     assert trainer.network.running_var.item() == pytest.approx(images.var().item(), rel=1e-2)
     assert not trainer.network.training
 
 
 def test_networks_without_batch_norm_cost_no_batches(trainer):
-    trainer.device, trainer.network = torch.device("cpu"), torch.nn.InstanceNorm3d(1)
+    trainer.network = torch.nn.InstanceNorm3d(1)
     trainer.dataloader_train = iter([])
-    trainer._settle_batch_norms()
+    assert trainer._settle_batch_norms() == 0
 
 
 @pytest.mark.parametrize(
@@ -101,3 +138,37 @@ def test_deep_supervision_has_the_resolutions_of_the_network_s_outputs(trainer, 
 def test_a_network_with_one_output_needs_no_switch(trainer):
     trainer.network, trainer.enable_deep_supervision = torch.nn.Identity(), False
     trainer.set_deep_supervision_enabled(True)  # nnU-Net does so after every validation
+
+
+# ---------------------------------------------------------------------------------------------------- nnU-Net's scores
+
+
+@pytest.fixture
+def scored(trainer, monkeypatch):
+    """Validation steps of our trainer and of nnU-Net's on the same logits: ``scored(labels, logits, target)``."""
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+    def step(manager, logits, target) -> tuple[dict, dict]:
+        trainer.label_manager, trainer.enable_deep_supervision = manager, False
+        trainer.network, trainer.loss = lambda data: logits.clone(), lambda output, target: output.mean()
+        batch = {"data": torch.zeros(1), "target": target}
+        return trainer.validation_step(dict(batch)), nnUNetTrainer.validation_step(
+            trainer, batch | {"target": target.clone()}
+        )
+
+    return step
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+@pytest.mark.parametrize("regions", [False, True])
+def test_pseudo_dice_counts_what_nnunet_counts(scored, regions, ignored):
+    torch.manual_seed(0)
+    manager = SimpleNamespace(has_regions=regions, has_ignore_label=ignored, ignore_label=3 if ignored else None)
+    logits = torch.randn(2, 3, 8, 8)
+    if regions:
+        target = torch.rand(2, 4 if ignored else 3, 8, 8) > 0.6
+    else:
+        target = torch.randint(0, 4 if ignored else 3, (2, 1, 8, 8))
+    ours, nnunets = scored(manager, logits, target)
+    for key, value in nnunets.items():
+        np.testing.assert_allclose(ours[key], value, err_msg=key)

@@ -16,7 +16,7 @@ from typing import Any
 from umamba_seg.datasets.images import ENDINGS, PICTURE_ENDINGS, ending_of
 from umamba_seg.datasets.labels import Labels
 from umamba_seg.errors import UserError
-from umamba_seg.files import read_json
+from umamba_seg.files import is_file_name, read_json
 from umamba_seg.text import shorten
 
 _UNREAD_ENDINGS = (".jpg", ".jpeg", ".gipl", ".mhd", ".hdr", ".img", ".mgz", ".dcm")
@@ -96,7 +96,7 @@ def load_raw_dataset(folder: Path, complain: Callable[[UserError], None] = _rais
         what = "lists its cases as the Decathlon and nnU-Net v1 do"
         raise UserError(path, what, "convert the data set with `umamba-seg convert msd`")
     channels = _channels(content, path)
-    ending = _file_ending(content, path)
+    ending = require_file_ending(content, path)
     labels = Labels.from_json(content, path)
     _require_known_reader(content, path)
     if "dataset" in content:
@@ -107,6 +107,20 @@ def load_raw_dataset(folder: Path, complain: Callable[[UserError], None] = _rais
     if problem := _count_problem(content, cases, path):
         complain(problem)
     return RawDataset(folder, content, labels, cases, channels, ending)
+
+
+def read_description(path: Path) -> dict[str, Any]:
+    """A ``dataset.json`` whose channels, ending, labels and reader are in order.
+
+    Raises:
+        UserError: One of them is not.
+    """
+    content = read_json(path)
+    _channels(content, path)
+    require_file_ending(content, path)
+    Labels.from_json(content, path)
+    _require_known_reader(content, path)
+    return content
 
 
 def find_cases(
@@ -211,7 +225,12 @@ def _channels(content: dict[str, Any], path: Path) -> int:
     return len(names)
 
 
-def _file_ending(content: dict[str, Any], path: Path) -> str:
+def require_file_ending(content: dict[str, Any], path: Path) -> str:
+    """The ending of a data set's images, one of those that are read.
+
+    Raises:
+        UserError: There is none, or another one.
+    """
     ending = content.get("file_ending")
     if ending is None:
         remedy = 'add the ending of the images, for example "file_ending": ".nii.gz"'
@@ -236,6 +255,9 @@ def _listed_cases(table: Any, folder: Path, channels: int, ending: str) -> tuple
     if not isinstance(table, dict) or not table or not all(_is_listed_case(entry) for entry in table.values()):
         remedy = 'write {"CASE": {"images": ["path", ...], "label": "path"}, ...}, or leave "dataset" out'
         raise UserError(where, '"dataset" does not list images and a label for every case', remedy)
+
+    if paths := [name for name in table if not is_file_name(name)]:
+        raise UserError(where, f'"dataset" names cases by paths: {shorten(paths)}', "give each a plain name")
 
     def resolve(name: str) -> Path:
         return Path(os.path.normpath(folder / os.path.expandvars(name)))

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from umamba_seg.errors import UserError
-from umamba_seg.files import parse_json
+from umamba_seg.files import is_file_name, parse_json
 from umamba_seg.log import logger
 from umamba_seg.text import shorten
 
@@ -107,6 +107,8 @@ def load_splits(path: Path) -> list[Split]:
             names = split.get(side) if isinstance(split, dict) else None
             if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
                 raise UserError(path, f'fold {fold} has no list of case names "{side}"', remedy)
+            if paths := [name for name in names if not is_file_name(name)]:
+                raise UserError(path, f"fold {fold} names cases by paths: {shorten(paths)}", remedy)
     return splits
 
 

@@ -108,7 +108,8 @@ def _residual_encoder_unet(topology: Topology) -> dict:
 _NNMAMBA_LEVELS = FixedLevels(features=(32, 32, 64, 128, 256), narrowest=16)
 
 # nnMamba ends in a ReLU, and a class whose score falls below 0 everywhere stays there: SGD at 1e-2 and AdamW at 3e-3
-# silenced some within 100 iterations on hippocampus. SGD's rate is that of the official trainers.
+# silenced some within 100 iterations on hippocampus. SGD's rate is that of the official trainers
+# (configs/networks/nnmamba.toml).
 _NNMAMBA_RATES = {"SGD": 1e-4, "AdamW": 1e-3}
 
 _MAMBA_NETWORKS = (

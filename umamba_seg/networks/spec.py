@@ -109,7 +109,8 @@ class NetworkSpec:
         constants: Keyword arguments of the class that make this network of it.
         levels: Of a network of fixed depth; None where the plan chooses the depth.
         imports: Names of arguments that are dotted paths (conv_op and the like), which whoever builds it resolves.
-        learning_rates: Initial learning rate by optimizer, where that of the budget does not suit the network.
+        learning_rates: Initial learning rate by optimizer, where that of the budget does not suit the network;
+            a recipe that is asked for keeps its own.
         task: What its output is; the pipeline trains segmentation networks.
         remark: What to know when its costs are compared with published ones.
         twin: Name of the same network without the scan; None for one that has none.

@@ -28,7 +28,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from umamba_kernels import dry_run, implementation
 from umamba_seg.errors import UserError
-from umamba_seg.plan.options import OptimizerName, TrainingOptions
+from umamba_seg.plan.options import PrecisionName, TrainingOptions
+from umamba_seg.plan.precision import Precision, choose_precision
 from umamba_seg.plan.step import Setting, TrainingStep, build_network
 from umamba_seg.text import times
 
@@ -71,17 +72,18 @@ class TrainingMemory:
     peak: int
 
 
-def training_memory(architecture: dict, setting: Setting, device_type: str, optimizer: OptimizerName) -> TrainingMemory:
+def training_memory(architecture: dict, setting: Setting, device_type: str, options: TrainingOptions) -> TrainingMemory:
     """Trace a training step.
 
     Args:
         architecture: Of the plans.
         setting: What the network is trained on.
-        device_type: "cuda" for half precision and Triton kernels; else float32 and the C++ kernels of a CPU.
-        optimizer: Its name in the training options.
+        device_type: "cuda" for the precision of GPUs and Triton kernels; else that of CPUs and their C++ kernels.
+        options: Of the training; optimizer, loss and precision count.
 
     Raises:
-        UserError: The network does not run in the setting, or Triton is not there to plan for a GPU.
+        UserError: The network does not run in the setting, Triton is not there to plan for a GPU, or a CPU does not
+            have the precision that is asked for.
     """
     on_gpu = device_type == "cuda"
     if on_gpu and importlib.util.find_spec("triton") is None:
@@ -92,14 +94,14 @@ def training_memory(architecture: dict, setting: Setting, device_type: str, opti
         )
     with torch.device("meta"):
         network = build_network(architecture, setting, torch.device(device_type))
-    options = TrainingOptions(optimizer=optimizer)
-    precision = torch.autocast("cpu", torch.float16, enabled=on_gpu)
+    precision = _on_a_gpu(options.precision) if on_gpu else choose_precision(options.precision, _CPU)
     counter = _Counter(_BLOCK if on_gpu else 1)
     with ExitStack() as modes:
         modes.enter_context(dry_run("triton" if on_gpu else "cpu"))
         modes.enter_context(FakeTensorMode())
         modes.enter_context(counter)
-        modes.enter_context(_CudaAutocast())
+        if on_gpu:
+            modes.enter_context(_CudaAutocast())
         try:
             return _trace(TrainingStep(on_fake_cpu(network), setting, options, _CPU, precision), counter, on_gpu)
         except (RuntimeError, ValueError) as error:  # networks and norms refuse an extent that does not fit
@@ -108,6 +110,11 @@ def training_memory(architecture: dict, setting: Setting, device_type: str, opti
                 f"does not run on a patch of {times(setting.topology.patch_size)}: {error}",
                 "choose another patch",
             ) from error
+
+
+def _on_a_gpu(requested: PrecisionName) -> Precision:
+    """Where the GPU may choose, float16: networks widen some of it to float32, so that it takes more than bfloat16."""
+    return Precision(torch.float16 if requested == "auto" else getattr(torch, requested))
 
 
 def on_fake_cpu(network: nn.Module) -> nn.Module:

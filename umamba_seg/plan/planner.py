@@ -25,9 +25,12 @@ from umamba_seg.networks import NetworkSpec, Topology, find
 from umamba_seg.plan.architecture import describe
 from umamba_seg.plan.budgets import Budget, Yardstick
 from umamba_seg.plan.memory import training_memory
-from umamba_seg.plan.options import OptimizerName, TrainingOptions
+from umamba_seg.plan.mirroring import find_sides, mirroring_table
+from umamba_seg.plan.options import TrainingOptions
 from umamba_seg.plan.plans import PLANS_TABLE, topology_of, topology_table
 from umamba_seg.plan.probe import measure_plan, settle, timed
+from umamba_seg.plan.recipes import Recipe
+from umamba_seg.plan.safety import require_safe
 from umamba_seg.plan.search import SMALLEST_BATCH, batch_within, largest_that_fits
 from umamba_seg.plan.step import Measurement, Setting
 from umamba_seg.plan.topology import fixed_topologies, open_topologies
@@ -48,9 +51,9 @@ def _nnunets_topology(configuration: dict) -> Topology:
 
 
 @functools.cache
-def _peak(architecture: str, setting: Setting, device_type: str, optimizer: OptimizerName) -> int:
+def _peak(architecture: str, setting: Setting, device_type: str, options: TrainingOptions) -> int:
     """Bytes of a training step. Searches for several configurations and budgets come by the same patches."""
-    return training_memory(json.loads(architecture), setting, device_type, optimizer).peak
+    return training_memory(json.loads(architecture), setting, device_type, options).peak
 
 
 class Planner(ExperimentPlanner):
@@ -64,9 +67,10 @@ class Planner(ExperimentPlanner):
         budget: What it may cost.
         plans_name: File name of the plans, without ending.
         device: Where each configuration is tried; None plans by the estimate alone.
+        recipe: How it is trained; what it does not give, and all without one, is the budget's.
 
     Raises:
-        UserError: The fingerprint holds an image without extent or spacing.
+        UserError: The fingerprint holds an image without extent or spacing, or the recipe does not fit the budget.
     """
 
     def __init__(
@@ -76,9 +80,11 @@ class Planner(ExperimentPlanner):
         budget: Budget,
         plans_name: str,
         device: torch.device | None = None,
+        recipe: Recipe | None = None,
     ):
         super().__init__(dataset_name, plans_name=plans_name)
-        self.network, self.budget, self.device = network, budget, device
+        self.network, self.budget, self.device, self.recipe = network, budget, device, recipe
+        self.options = _options(network, budget, recipe)
         self.UNet_base_num_features = budget.base_features
         self.UNet_max_features_2d, self.UNet_max_features_3d = budget.max_features[2], budget.max_features[3]
         self.UNet_vram_target_GB = self.UNet_reference_val_corresp_GB  # the budget's references are scaled already
@@ -150,14 +156,16 @@ class Planner(ExperimentPlanner):
         # Not rounded, so that nnU-Net's own network just gets its own batch.
         batch = self.budget.limit.samples[dims] * self.budget.limit.reference[dims] / voxels
         yardstick = find(self.budget.limit.network)
-        below, above = (self._memory(topology, math.floor(batch) + more, yardstick) for more in (0, 1))
+        # Trained as the budget says: what may be used does not follow from the recipe of another network.
+        below, above = (
+            self._memory(topology, math.floor(batch) + more, yardstick, self.budget.training) for more in (0, 1)
+        )
         return below + (batch - math.floor(batch)) * (above - below)
 
-    def _memory(self, topology: Topology, batch_size: int, network: NetworkSpec | None = None) -> int:
-        network = network or self.network
+    def _memory(self, topology: Topology, batch_size: int, network: NetworkSpec, options: TrainingOptions) -> int:
         setting = Setting(topology, self._input_channels, self._num_classes, batch_size)
         architecture = json.dumps(network.architecture(network.planned(topology)))
-        return _peak(architecture, setting, self.budget.device_type, self.budget.training.optimizer)
+        return _peak(architecture, setting, self.budget.device_type, options)
 
     def _topologies(self, plan: dict) -> list[Topology]:
         spacing, shape = ([float(value) for value in plan[key]] for key in ("spacing", "median_image_size_in_voxels"))
@@ -183,7 +191,7 @@ class Planner(ExperimentPlanner):
             self._refuse_small_images(plan)
 
         def memory(topology: Topology, batch_size: int) -> int:
-            return round(factor * self._memory(topology, batch_size))
+            return round(factor * self._memory(topology, batch_size, self.network, self.options))
 
         dims = len(plan["spacing"])
         topology, tried = largest_that_fits(candidates, memory, limit, self._found_voxels.get(dims))
@@ -243,15 +251,27 @@ class Planner(ExperimentPlanner):
     def save_plans(self, plans: dict) -> None:
         """Write the plans, with our network in the configurations whose dimensions it has, and our table."""
         plans["configurations"] = self._configurations_of_network(plans["configurations"])
+        self._decide_mirroring(plans)
         plans[PLANS_TABLE] = {
             "network": self.network.name,
             "budget": self.budget.name,
             "budget_meaning": self.budget.meaning,
-            "training": self._options().model_dump(),
+            "training": self.options.model_dump(),
+            "recipe_source": self.recipe and self.recipe.source,
             "versions": {"umamba_seg": umamba_seg.__version__, "nnunetv2": version("nnunetv2")},
         }
         self._forget_old_plans()
         super().save_plans(plans)
+
+    def _decide_mirroring(self, plans: dict) -> None:
+        """After the search, as the patch decides in which plane training turns it."""
+        files = [Path(case["label"]) for case in self.dataset.values()]
+        sides = find_sides(self.dataset_json, files, Path(self.raw_dataset_folder) / "dataset.json")
+        for configuration in plans["configurations"].values():
+            if "patch_size" in configuration:
+                configuration["mirroring"] = mirroring_table(
+                    sides, plans["transpose_forward"], configuration["patch_size"]
+                )
 
     def _forget_old_plans(self) -> None:
         """nnU-Net keeps configurations of the file that the new plans do not have: only those added by hand should."""
@@ -261,11 +281,6 @@ class Planner(ExperimentPlanner):
             found = plans["configurations"]
             plans["configurations"] = {name: plan for name, plan in found.items() if not _is_searched(plan)}
             write_json(path, plans)
-
-    def _options(self) -> TrainingOptions:
-        options = self.budget.training
-        rate = self.network.learning_rates.get(options.optimizer, options.initial_lr)
-        return options.overridden(initial_lr=rate)
 
     def _configurations_of_network(self, configurations: dict) -> dict:
         kept = {}
@@ -290,12 +305,20 @@ class Planner(ExperimentPlanner):
             return self._described(plan | self.fitted(plan, limit, voxels, factor))
 
         def measured(configuration: dict) -> Measurement | None:
-            return measure_plan(configuration, self._input_channels, self._num_classes, self._options(), device)
+            return measure_plan(configuration, self._input_channels, self._num_classes, self.options, device)
 
         where = f"plans {self.plans_identifier}, {name}"
         if device.type == "cuda":
             return settle(planned, measured, where)
         return timed(self._described(plan), measured, where)
+
+
+def _options(network: NetworkSpec, budget: Budget, recipe: Recipe | None) -> TrainingOptions:
+    """A recipe's learning rate is what was asked for; the budget's gives way to one that suits the network."""
+    options = budget.training
+    if recipe is not None:
+        return recipe.applied(options)
+    return options.overridden(initial_lr=network.learning_rates.get(options.optimizer))
 
 
 def _is_searched(configuration: dict) -> bool:
@@ -305,25 +328,35 @@ def _is_searched(configuration: dict) -> bool:
 def _refuse_other_network(dataset_name: str, network: NetworkSpec, plans_name: str) -> None:
     """nnU-Net keeps configurations that only the old plans have, and models are found by the plans' name."""
     path = Path(nnUNet_preprocessed) / dataset_name / f"{plans_name}.json"
-    there = read_json(path).get(PLANS_TABLE, {}).get("network") if path.is_file() else None
+    if not path.is_file():
+        return
+    plans = read_json(path)
+    require_safe(plans, path)
+    there = plans.get(PLANS_TABLE, {}).get("network")
     if there not in (None, network.name):
         raise UserError(path, f"holds plans for {there}", "choose another name with -p")
 
 
 def plan_dataset(
-    dataset_name: str, network: NetworkSpec, budget: Budget, plans_name: str, device: torch.device | None = None
+    dataset_name: str,
+    network: NetworkSpec,
+    budget: Budget,
+    plans_name: str,
+    device: torch.device | None = None,
+    recipe: Recipe | None = None,
 ) -> dict:
     """Plan every configuration of a data set and write ``plans_name.json`` into its preprocessed folder.
 
     Args:
-        dataset_name, network, budget, plans_name, device: See :class:`Planner`.
+        dataset_name, network, budget, plans_name, device, recipe: See :class:`Planner`.
 
     Returns:
         The plans as written.
 
     Raises:
-        UserError: The network has none of the data set's dimensions, or plans of this name are there for another one.
+        UserError: The network has none of the data set's dimensions, plans of this name are there for another one, or
+            the recipe does not fit the budget.
     """
     _refuse_other_network(dataset_name, network, plans_name)
     with quiet():
-        return Planner(dataset_name, network, budget, plans_name, device).plan_experiment()
+        return Planner(dataset_name, network, budget, plans_name, device, recipe).plan_experiment()

@@ -8,6 +8,7 @@ from pathlib import Path
 from umamba_seg.errors import UserError
 from umamba_seg.files import parse_json, read_json
 from umamba_seg.networks import Topology
+from umamba_seg.plan.safety import require_safe
 from umamba_seg.text import times
 
 PLANS_TABLE = "umamba_seg"  # our table in the plans; nnU-Net carries unknown tables through untouched
@@ -34,7 +35,7 @@ def read_plans(preprocessed: Path, plans_name: str | None) -> dict:
         plans_name: ``-p``, or None.
 
     Raises:
-        UserError: None, several, or not of ours.
+        UserError: None, several, not of ours, or such as :func:`require_safe` refuses.
     """
     planning = "run `umamba-seg plan_and_preprocess` first"
     if plans_name is not None:
@@ -44,6 +45,7 @@ def read_plans(preprocessed: Path, plans_name: str | None) -> dict:
         plans = read_json(path)
         if PLANS_TABLE not in plans:
             raise UserError(path, "these plans were not made by umamba-seg", planning)
+        require_safe(plans, path)
         return plans
     found = {path.stem: parse_json(path) for path in sorted(preprocessed.glob("*.json")) if path.stem not in _TAKEN}
     ours = {name: plans for name, plans in found.items() if isinstance(plans, dict) and PLANS_TABLE in plans}
@@ -51,7 +53,23 @@ def read_plans(preprocessed: Path, plans_name: str | None) -> dict:
         raise UserError(preprocessed, "holds no plans of umamba-seg", planning)
     if len(ours) > 1:
         raise UserError(preprocessed, f"holds several plans: {', '.join(ours)}", "choose one with -p")
-    return next(iter(ours.values()))
+    [(name, plans)] = ours.items()
+    require_safe(plans, preprocessed / f"{name}.json")
+    return plans
+
+
+def read_model_plans(model: Path) -> dict:
+    """The plans in a model folder.
+
+    Raises:
+        UserError: They are missing, not of ours, or such as :func:`require_safe` refuses.
+    """
+    path = model / "plans.json"
+    plans = read_json(path)
+    if PLANS_TABLE not in plans:
+        raise UserError(path, "these plans were not made by umamba-seg", "convert the model, or train one")
+    require_safe(plans, path)
+    return plans
 
 
 def require_configuration(plans: dict, configuration: str) -> None:

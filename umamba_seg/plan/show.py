@@ -5,7 +5,7 @@ from __future__ import annotations
 from umamba_seg.log import table
 from umamba_seg.plan.plans import PLANS_TABLE, topology_of
 from umamba_seg.plan.search import SMALLEST_BATCH
-from umamba_seg.text import gib, times
+from umamba_seg.text import gib, shorten, times
 
 
 def as_text(plans: dict) -> str:
@@ -19,6 +19,8 @@ def as_text(plans: dict) -> str:
         if "inherits_from" in configuration:
             stages = configuration["inherits_from"], configuration["previous_stage"]
             parts.append("{}: {}, given the result of {}".format(name, *stages))
+        elif "pretrained" in ours:
+            parts.append(f"{name}\n{_adapted(configuration, ours['pretrained'])}")
         elif "planning" in configuration:
             parts.append(f"{name}\n{_explained(name, configuration)}")
     return "\n\n".join(parts)
@@ -34,6 +36,7 @@ def _explained(name: str, configuration: dict) -> str:
         ("strides", f"{' '.join(map(times, topology['strides']))}: {_depth_reason(planning)}"),
         ("kernels", " ".join(map(times, topology["kernel_sizes"]))),
         ("features", "-".join(map(str, topology["features"]))),
+        *([("mirroring", _mirroring(configuration["mirroring"]))] if "mirroring" in configuration else []),
         (
             "memory",
             f"{gib(planning['estimated_bytes'])} estimated for a training step, "
@@ -44,6 +47,23 @@ def _explained(name: str, configuration: dict) -> str:
         (times(trial["patch_size"]), gib(trial["bytes"]), _verdict(trial, planning)) for trial in planning["tried"]
     ]
     return f"{table(rows, [])}\n{table(tried, ['tried', 'two samples', ''])}"
+
+
+def _adapted(configuration: dict, source: dict) -> str:
+    planning, topology = configuration["planning"], configuration["topology"]
+    allowed = f", {gib(planning['limit_bytes'])} allowed" if "limit_bytes" in planning else ""
+    rows = [
+        ("spacing", f"{times(configuration['spacing'])} mm"),
+        ("patch", times(configuration["patch_size"])),
+        ("batch", str(configuration["batch_size"])),
+        ("strides", " ".join(map(times, topology["strides"]))),
+        ("features", "-".join(map(str, topology["features"]))),
+        ("images", f"{times(configuration['median_image_size_in_voxels'])} voxels, the median at this spacing"),
+        *([("mirroring", _mirroring(configuration["mirroring"]))] if "mirroring" in configuration else []),
+        ("memory", f"{gib(planning['estimated_bytes'])} estimated for a training step{allowed}"),
+    ]
+    origin = f"{source['dataset']}, {source['configuration']}, {source['model']}"
+    return f"{table(rows, [])}\nAs in {origin}; images, mirroring and memory are this data set's."
 
 
 def _spacing_reason(name: str) -> str:
@@ -76,6 +96,15 @@ def _depth_reason(planning: dict) -> str:
     if planning["fixed_depth"]:
         return "fixed by the network"
     return "an axis is halved while it has 8 voxels and its spacing is less than twice the finest"
+
+
+def _mirroring(mirroring: dict) -> str:
+    axes, swap = mirroring["axes"], mirroring["swap"]
+    flipped = f"axes {' '.join(map(str, axes))}" if axes else "no axis"
+    if swap is not None:
+        pairs = [f"{one}↔{other}" for one, other in swap["pairs"]]
+        flipped += f", axis {swap['axis']} with the labels {shorten(pairs)}"
+    return f"{flipped}: {mirroring['reason']}"
 
 
 def _measured(planning: dict) -> str:

@@ -7,21 +7,18 @@ import statistics
 import threading
 import time
 from collections.abc import Iterable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import psutil
 import torch
-from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
-from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
-from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from umamba_seg.layout import use_fast_layout
 from umamba_seg.networks import Topology, build_from
+from umamba_seg.plan.losses import make_loss
 from umamba_seg.plan.options import TrainingOptions
-
-_LARGEST_GRADIENT = 12  # norm to which nnU-Net's trainer clips
+from umamba_seg.plan.precision import Precision, choose_precision
 
 
 @dataclass(frozen=True)
@@ -42,17 +39,14 @@ class Setting:
 
 
 def make_optimizer(options: TrainingOptions, weights: Iterable[Tensor]) -> torch.optim.Optimizer:
-    """The optimizer of a training; SGD is nnU-Net's, with Nesterov's momentum of 0.99."""
+    """The optimizer of a training."""
+    rate, decay = options.initial_lr, options.weight_decay
     if options.optimizer == "SGD":
         return torch.optim.SGD(
-            weights, lr=options.initial_lr, weight_decay=options.weight_decay, momentum=0.99, nesterov=True
+            weights, lr=rate, weight_decay=decay, momentum=options.momentum, nesterov=options.nesterov
         )
-    return torch.optim.AdamW(weights, lr=options.initial_lr, weight_decay=options.weight_decay)
-
-
-def half_precision(device: torch.device) -> torch.autocast:
-    """As nnU-Net's trainer: float16 on CUDA GPUs only."""
-    return torch.autocast(device.type, enabled=device.type == "cuda")
+    kind = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}[options.optimizer]
+    return kind(weights, lr=rate, weight_decay=decay, betas=options.betas, eps=options.eps)
 
 
 def build_network(architecture: dict, setting: Setting, device: torch.device) -> nn.Module:
@@ -67,16 +61,19 @@ def build_network(architecture: dict, setting: Setting, device: torch.device) ->
 
 
 class TrainingStep:
-    """Forward pass, nnU-Net's Dice and cross entropy under deep supervision, backward pass, clipping, optimizer.
+    """Forward pass, loss under deep supervision, backward pass, clipping, optimizer.
 
-    Targets are label maps; those of regions, which nnU-Net trains with a binary cross entropy, take somewhat more.
+    Targets are label maps; those of regions, which are trained with a binary cross entropy, take somewhat more.
 
     Args:
         network: On the device.
         setting: What the network is trained on.
-        options: Of the training; the optimizer counts.
+        options: Of the training; optimizer, loss and clipping count.
         device: Where the step runs.
-        precision: Context of the forward pass; the trainer's by default.
+        precision: Of the forward pass; by default what the options and the device choose.
+
+    Raises:
+        UserError: The device does not have the precision of the options.
     """
 
     def __init__(
@@ -85,38 +82,39 @@ class TrainingStep:
         setting: Setting,
         options: TrainingOptions,
         device: torch.device,
-        precision: AbstractContextManager | None = None,
+        precision: Precision | None = None,
     ):
         self.network = network
         self.optimizer = make_optimizer(options, network.parameters())
-        self._setting, self._device = setting, device
-        self._precision = half_precision(device) if precision is None else precision
-        self._scaler = torch.GradScaler(device.type, enabled=device.type == "cuda")
+        self._setting, self._options, self._device = setting, options, device
+        self._precision = precision or choose_precision(options.precision, device)
+        # A step that is traced as on a GPU runs on CPU tensors without data, which cannot be searched for overflows.
+        scales = self._precision.needs_scaler and device.type == "cuda"
+        self._scaler = torch.GradScaler(device.type, enabled=scales)
 
     def run(self) -> None:
         """One step."""
         self.optimizer.zero_grad(set_to_none=True)
         batch, patch = self._setting.batch_size, self._setting.topology.patch_size
         x = torch.randn(batch, self._setting.input_channels, *patch, device=self._device)
-        with self._precision:
-            outputs = self.network(x)
-            outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
-            targets = [x.new_zeros((batch, 1, *out.shape[2:]), dtype=torch.int16) for out in outputs]
-            loss = _loss(len(outputs))(outputs, targets)
+        with self._precision.autocast(self._device):
+            logits = self.network(x)
+            outputs = 1 if isinstance(logits, Tensor) else len(logits)
+            if outputs == 1 and not isinstance(logits, Tensor):
+                logits = logits[0]
+            loss = self._loss(outputs)(logits, tree_map(_background, logits))
         self._scaler.scale(loss).backward()
         self._scaler.unscale_(self.optimizer)
-        nn.utils.clip_grad_norm_(self.network.parameters(), _LARGEST_GRADIENT)
+        nn.utils.clip_grad_norm_(self.network.parameters(), self._options.gradient_clip)
         self._scaler.step(self.optimizer)
         self._scaler.update()
 
+    def _loss(self, outputs: int) -> nn.Module:
+        return make_loss(self._options, outputs=outputs, batch_dice=True, regions=False, ignore_label=None)
 
-def _loss(outputs: int) -> nn.Module:
-    """nnU-Net's. Each output weighs half as much as the finer one, the last of several nothing."""
-    dice = {"batch_dice": True, "smooth": 1e-5, "do_bg": False, "ddp": False}
-    loss = DC_and_CE_loss(dice, {}, dice_class=MemoryEfficientSoftDiceLoss)  # type: ignore[arg-type]
-    weights = [2.0**-level for level in range(max(1, outputs - 1))]
-    shares = [weight / sum(weights) for weight in weights]
-    return DeepSupervisionWrapper(loss, [*shares, 0.0][:outputs])
+
+def _background(logits: Tensor) -> Tensor:
+    return logits.new_zeros((len(logits), 1, *logits.shape[2:]), dtype=torch.int16)
 
 
 @dataclass(frozen=True)

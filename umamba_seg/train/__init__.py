@@ -6,7 +6,10 @@ from pathlib import Path
 
 TRAINER_NAME = "UMambaSegTrainer"  # result folders are named after the trainer's class
 
-_CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")  # as nnU-Net continues them
+# In the order in which a training is continued from them: an older one where a newer is missing or damaged.
+CHECKPOINTS = tuple(f"checkpoint_{name}.safetensors" for name in ("final", "latest", "previous", "best"))
+FINAL, LATEST, PREVIOUS, BEST = CHECKPOINTS
+FINAL_PTH, BEST_PTH = "checkpoint_final.pth", "checkpoint_best.pth"  # in nnU-Net's form, for prediction
 
 
 def model_folder(results: Path, plans: dict, configuration: str) -> Path:
@@ -14,6 +17,11 @@ def model_folder(results: Path, plans: dict, configuration: str) -> Path:
     return results / plans["dataset_name"] / f"{TRAINER_NAME}__{plans['plans_name']}__{configuration}"
 
 
-def last_checkpoint(fold_folder: Path) -> Path | None:
-    """The checkpoint that a training would be continued from."""
-    return next((fold_folder / name for name in _CHECKPOINTS if (fold_folder / name).is_file()), None)
+def trained_files(fold_folder: Path) -> list[Path]:
+    """What a training, or a conversion, has left in a fold: it must not be written over."""
+    return [fold_folder / name for name in (*CHECKPOINTS, FINAL_PTH, BEST_PTH) if (fold_folder / name).is_file()]
+
+
+def resumable(fold_folder: Path) -> list[Path]:
+    """Those of a fold that a training could be continued from, the first choice first."""
+    return [fold_folder / name for name in CHECKPOINTS if (fold_folder / name).is_file()]

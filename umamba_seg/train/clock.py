@@ -27,6 +27,11 @@ class Clock:
         self._before, self._started = self.spent, None
 
     @property
+    def is_running(self) -> bool:
+        """Whether it counts."""
+        return self._started is not None
+
+    @property
     def spent(self) -> float:
         """Seconds spent so far."""
         return self._before + (0.0 if self._started is None else time.monotonic() - self._started)

@@ -1,7 +1,8 @@
-"""Step 4: plans + fold -> checkpoint, by nnU-Net's training loop.
+"""Step 4: plans + fold -> checkpoint.
 
-What differs from nnU-Net's trainer: options come from the plans, training may be bounded by wall time, the console
-shows one line an epoch, and checkpoints hold plain values that load without trusting a pickle.
+nnU-Net's trainer gives the network, the split, the augmentation, the pseudo Dice and the final validation. The loop is
+ours: every batch is a function of seed and number, a bad step is never applied, training stops within an iteration when
+it is asked to, and goes on from any iteration with the bits that it would have had.
 """
 
 from __future__ import annotations
@@ -10,47 +11,63 @@ import contextlib
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator
+import time
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
+from nnunetv2.training.loss.dice import get_tp_fp_fn_tn
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 from tqdm import tqdm
 
 from umamba_seg.datasets.labels import Labels
-from umamba_seg.errors import UserError
+from umamba_seg.errors import Stopped, UserError
 from umamba_seg.files import write_json
 from umamba_seg.layout import use_fast_layout
 from umamba_seg.log import logger, quiet, step_bar
 from umamba_seg.networks.own import require_class
+from umamba_seg.plan.losses import make_loss
 from umamba_seg.plan.options import TrainingOptions
 from umamba_seg.plan.plans import PLANS_TABLE, require_network
-from umamba_seg.plan.step import half_precision, make_optimizer
-from umamba_seg.train.checkpoints import load_checkpoint, load_weights, save_checkpoint
+from umamba_seg.plan.precision import FLOAT32, Precision, choose_precision
+from umamba_seg.plan.step import make_optimizer
+from umamba_seg.train import BEST, BEST_PTH, FINAL, FINAL_PTH, LATEST, PREVIOUS
+from umamba_seg.train.checkpoints import (
+    load_optimizer,
+    load_weights,
+    network_tensors,
+    optimizer_tensors,
+    read_checkpoint,
+    save_pth,
+    weights_of,
+    write_checkpoint,
+)
 from umamba_seg.train.clock import Clock
+from umamba_seg.train.data import Loader, Samples
+from umamba_seg.train.distributed import Group
+from umamba_seg.train.mirroring import inference_axes, with_swaps
+from umamba_seg.train.records import Records
+from umamba_seg.train.schedules import learning_rate
+from umamba_seg.train.sentinel import Action, BadStep, Buffers, Recovery, find_blame, worst
+from umamba_seg.train.stopping import StopRequest
+from umamba_seg.train.times import StepTimes
+from umamba_seg.train.watchdog import Watchdog
 
 _STATISTICS_BATCHES = 10  # for the running statistics of batch norms
-_SCALER_MAY_SKIP = 10  # losses in a row that are not finite; halving ten times takes 65536 to 64
+_TRAINING, _VALIDATION = 0, 1  # streams of samples
+_NO_SCALER = torch.GradScaler("cpu", enabled=False)
 
 
-class ProgressPolyLR(PolyLRScheduler):
-    """nnU-Net's polynomial decay over the share of the budget that is spent (epochs or time, whichever is further)."""
-
-    def __init__(self, optimizer: torch.optim.Optimizer, initial_lr: float, progress: Callable[[], float]):
-        self._progress = progress
-        super().__init__(optimizer, initial_lr, max_steps=1)
-
-    def step(self, current_step=None) -> None:
-        super().step(self._progress())
+class _Rewind(Exception):
+    """The last checkpoint is the state to go on from."""
 
 
 def _plain(value):
-    """Numpy scalars and arrays, tuples and lists as plain Python values (what ``weights_only`` loading accepts)."""
+    """Numpy scalars and arrays, tuples and lists as plain Python values (what JSON takes)."""
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
     if isinstance(value, dict):
@@ -60,16 +77,33 @@ def _plain(value):
     return value
 
 
+class _Schedule:
+    """What nnU-Net's trainer takes for a scheduler: sets the learning rate of the moment."""
+
+    def __init__(self, trainer: UMambaSegTrainer):
+        self._trainer = trainer
+
+    def step(self, _epoch: int | None = None) -> None:
+        rate = self._trainer.learning_rate()
+        for group in self._trainer.optimizer.param_groups:
+            group["lr"] = rate
+
+
 class UMambaSegTrainer(nnUNetTrainer):
-    """nnU-Net's trainer with options from ``plans["umamba_seg"]["training"]`` (see :class:`TrainingOptions`)."""
+    """nnU-Net's trainer with options from ``plans["umamba_seg"]["training"]`` (see :class:`TrainingOptions`).
+
+    nnU-Net's own distribution over GPUs stays off (``is_ddp`` is False): see :class:`Group`.
+    """
 
     # nnU-Net begins with None for these; they are set by the time they are used.
     network: nn.Module
     optimizer: torch.optim.Optimizer
-    lr_scheduler: ProgressPolyLR
-    dataloader_train: Iterator[dict]
-    dataloader_val: Iterator[dict]
+    loss: nn.Module
+    dataloader_train: Loader
+    dataloader_val: Loader
     output_folder: str
+    preprocessed_dataset_folder_base: str
+    lr_scheduler: _Schedule
 
     def __init__(
         self,
@@ -79,35 +113,65 @@ class UMambaSegTrainer(nnUNetTrainer):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008  (nnU-Net inspects this very signature)
     ):
+        self.group = Group.of_environment()
         super().__init__(plans, configuration, fold, dataset_json, device)  # type: ignore[arg-type]
+        self.device, self.local_rank = device, self.group.rank  # nnU-Net takes the first GPU
         options = TrainingOptions.read(plans[PLANS_TABLE]["training"], "plans")
         self.options = options
         self.initial_lr, self.weight_decay = options.initial_lr, options.weight_decay
+        self.oversample_foreground_percent = options.oversample_foreground
         self.num_epochs = options.epochs or sys.maxsize  # nnU-Net wants a number
         self.num_iterations_per_epoch = options.iterations_per_epoch
         self.num_val_iterations_per_epoch = options.val_iterations_per_epoch
-        self.save_every = 10
         planned = self.configuration_manager.configuration
         require_network(planned, f"plans {plans['plans_name']}, {configuration}")
-        require_class(planned["architecture"]["network_class_name"])
+        require_class(planned["architecture"]["network_class_name"], planned["architecture"]["arch_kwargs"])
         self.output_strides: list[list[int]] = planned["output_strides"]
         self.enable_deep_supervision = len(self.output_strides) > 1
+        self.mirroring: dict | None = planned.get("mirroring")
+        self.precision = choose_precision(options.precision, device)
+        self.grad_scaler = torch.GradScaler(device.type, enabled=self.precision.needs_scaler)
+        self.workers = 0
         self.clock = Clock(math.inf if options.max_minutes is None else options.max_minutes * 60)
-        self.iterations = 0
-        self._bad_losses = 0
+        self.recovery = Recovery()
+        self.times = StepTimes(device)
+        self.epoch_times: dict = {}  # of the training steps of this epoch
+        self.records: Records | None = None
 
-    @property
-    def progress(self) -> float:
-        """Share of the budget that is spent, 0 to 1."""
-        return max(self.clock.progress, self.current_epoch / self.num_epochs)
+        # Where training stands, with nnU-Net's current_epoch; all of it is in the checkpoints.
+        self.step = 0  # iterations of this epoch that are done
+        self.iterations = 0  # in all
+        self.drawn = self.validated = 0  # batches of the two streams
+        self.losses: list[float] = []  # of this epoch
+        self.schedule_start = 0  # the epoch in which the schedule began
+
+        self._progress = 0.0
+        self._closing = 0.0  # seconds that an epoch takes after its last training iteration
+        self._epoch_started = time.time()
+        self._saved = time.monotonic()
+        self._stop = StopRequest()
+
+    # ------------------------------------------------------------------------------------------------------- set-up
 
     def initialize(self) -> None:
+        torch.manual_seed(self.options.seed)  # the weights that training begins with
         super().initialize()
         use_fast_layout(self.network, self.device)
+        self._buffers = Buffers(self.network)
+        self.network = self.group.wrap(self.network, self.device, unused_weights=self.enable_deep_supervision)
 
-    def configure_optimizers(self):
-        optimizer = make_optimizer(self.options, self.network.parameters())
-        return optimizer, ProgressPolyLR(optimizer, self.initial_lr, lambda: self.progress)
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
+        return make_optimizer(self.options, self.network.parameters()), _Schedule(self)
+
+    def _build_loss(self) -> nn.Module:
+        return make_loss(
+            self.options,
+            outputs=len(self.output_strides),
+            batch_dice=self.configuration_manager.batch_dice,
+            regions=self.label_manager.has_regions,
+            ignore_label=self.label_manager.ignore_label,
+            distributed=self.group.size > 1,
+        )
 
     def _do_i_compile(self) -> bool:
         """Only when asked for: compiling takes minutes."""
@@ -122,89 +186,388 @@ class UMambaSegTrainer(nnUNetTrainer):
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
         """Nothing for a network with one output: it need not have nnU-Net's switch."""
         if self.enable_deep_supervision:
-            super().set_deep_supervision_enabled(enabled)
+            self.plain_network.decoder.deep_supervision = enabled  # type: ignore[union-attr]
+
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self):  # nnU-Net's spelling
+        """nnU-Net's, with the axes that the plan mirrors."""
+        rotation, dummy_2d, initial_patch_size, axes = (
+            super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        )
+        if self.mirroring is not None:
+            axes = tuple(self.mirroring["axes"])
+            self.inference_allowed_mirroring_axes = inference_axes(self.mirroring)
+        return rotation, dummy_2d, initial_patch_size, axes
 
     def plot_network_architecture(self) -> None:
         """Nothing: nnU-Net's plot needs a library that it does not install."""
 
     def print_to_log_file(self, *args, also_print_to_console: bool = True, add_timestamp: bool = True) -> None:
         """To the log file; to the console only as a debug message."""
-        super().print_to_log_file(*args, also_print_to_console=False, add_timestamp=add_timestamp)
-        logger.debug(" ".join(map(str, args)).strip())
+        if self.group.leads:
+            super().print_to_log_file(*args, also_print_to_console=False, add_timestamp=add_timestamp)
+            logger.debug(" ".join(map(str, args)).strip())
+
+    def get_dataloaders(self) -> tuple[Loader, Loader]:
+        """Batches from where training stands on."""
+        scales = self._get_deep_supervision_scales()
+        rotation, dummy_2d, initial_patch_size, axes = self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        common = {
+            "is_cascaded": self.is_cascaded,
+            "foreground_labels": self.label_manager.foreground_labels,
+            "regions": self.label_manager.foreground_regions if self.label_manager.has_regions else None,
+            "ignore_label": self.label_manager.ignore_label,
+        }
+        patch_size = self.configuration_manager.patch_size
+        augmentation = self.get_training_transforms(
+            patch_size, rotation, scales, axes, dummy_2d,  # type: ignore[arg-type]
+            use_mask_for_norm=self.configuration_manager.use_mask_for_norm, **common,
+        )  # fmt: skip
+        if self.mirroring is not None and self.mirroring["swap"] is not None:
+            augmentation = with_swaps(augmentation, self.mirroring["swap"])  # type: ignore[arg-type]
+        training, validation = self.get_tr_and_val_datasets()
+        items = self.group.share(self.configuration_manager.batch_size)
+
+        def loader(dataset, cropped_size, transforms, stream: int, start: int, workers: int) -> Loader:
+            samples = Samples(
+                dataset,
+                self.label_manager,
+                patch_size=cropped_size,
+                final_patch_size=patch_size,
+                transforms=transforms,
+                batch_size=self.configuration_manager.batch_size,
+                items=items,
+                oversample_foreground=self.oversample_foreground_percent,
+                seed=self.options.seed,
+                stream=stream,
+            )
+            return Loader(samples, start, workers, pin=self.device.type == "cuda")
+
+        plain = self.get_validation_transforms(scales, **common)
+        return (
+            loader(training, initial_patch_size, augmentation, _TRAINING, self.drawn, self.workers),
+            loader(validation, patch_size, plain, _VALIDATION, self.validated, min(1, self.workers)),
+        )
+
+    @property
+    def plain_network(self) -> nn.Module:
+        """The network without the wrappers of torch.compile and of a distributed training."""
+        network = getattr(self.network, "module", self.network) if self.group.size > 1 else self.network
+        return getattr(network, "_orig_mod", network)
 
     # ------------------------------------------------------------------------------------------------------ the loop
 
     def run_training(self) -> None:
-        """Epochs until the epochs or the time are spent. The time left is shown; the last epoch may be shorter."""
+        """Train until epochs or time are spent or nothing improves, from wherever training stands.
+
+        :meth:`on_train_start` comes first.
+
+        Raises:
+            Stopped: A signal came; a checkpoint is written.
+            UserError: A case cannot be read, a worker has died, the disk is full, or the numbers are beyond help.
+        """
         self.clock.start()
-        with quiet():
-            self.on_train_start()
-        closing = 0.0  # seconds that an epoch takes after its last training iteration
-        with self._saving_on_interrupt(), step_bar("training", self._bar_total()) as bar:
-            while self.current_epoch < self.num_epochs and self.clock.left > closing:
-                self.on_epoch_start()
-                self._train_epoch(closing, bar)
-                before = self.clock.spent
-                self._validate_epoch()
-                self._end_epoch()
-                closing = self.clock.spent - before
+        self._watchdog = Watchdog(self._end_stalled)
+        with self._stop, step_bar("training", self._bar_total()) as bar:
+            try:
+                self._run_epochs(bar)
+            except Stopped:
+                self._save_latest()
+                raise
+            finally:
+                self._watchdog.close()
+                self._close_loaders()
+                if self.records is not None:
+                    self.records.close()
         self.clock.stop()
         with quiet():
             self.on_train_end()
 
-    @contextlib.contextmanager
-    def _saving_on_interrupt(self) -> Iterator[None]:
-        """On Ctrl-C keep what is learnt: `--c` then begins the broken epoch again."""
-        try:
-            yield
-        except KeyboardInterrupt:
-            for values in self.logger.get_checkpoint().values():
-                del values[self.current_epoch :]  # what the broken epoch has logged so far
-            self.current_epoch -= 1  # save_checkpoint counts the epoch as done
-            self.save_checkpoint(str(Path(self.output_folder) / "checkpoint_latest.pth"))
-            raise
+    def on_train_start(self) -> None:
+        """Make what training needs, and a checkpoint to go back to."""
+        if not self.was_initialized:
+            self.initialize()
+        self.set_deep_supervision_enabled(self.enable_deep_supervision)
+        self.dataloader_train, self.dataloader_val = self.get_dataloaders()
+        if self.group.leads:
+            folder = Path(self.output_folder)
+            self.print_plans()
+            if self.mirroring is not None:
+                logger.info("mirroring along axes %s: %s", self.mirroring["axes"], self.mirroring["reason"])
+            self._save_debug_information()
+            self.records = Records(folder, self.current_epoch)
+            self._save_latest()
+            (folder / FINAL).unlink(missing_ok=True)  # a training that goes on is no longer final
+        self.group.wait()
 
-    def _train_epoch(self, closing: float, bar: tqdm) -> None:
-        self.on_train_epoch_start()
-        outputs = []
-        for _ in range(self.num_iterations_per_epoch):
-            self.lr_scheduler.step()
-            outputs.append(self.train_step(next(self.dataloader_train)))
-            self.iterations += 1
-            self._refuse_divergence(float(outputs[-1]["loss"]))
-            self._show(bar)
-            if self.clock.left < closing:
+    def _run_epochs(self, bar: tqdm) -> None:
+        while (end := self._end_of_training()) is None:
+            try:
+                self._train_epoch(bar)
+                self._validate_epoch()
+                self._end_epoch()
+            except _Rewind:
+                self._rewind()
+        logger.info("training ends: %s", end)
+
+    def _end_of_training(self) -> str | None:
+        """Why training ends here; None when it goes on."""
+        if self.current_epoch >= self.num_epochs:
+            return f"{self.num_epochs} epochs"
+        if self._agree()[1]:
+            return f"{self.options.max_minutes:g} minutes"
+        scores = self.logger.get_value("ema_fg_dice", None)[self.schedule_start :]
+        patience = self.options.early_stop
+        if patience is not None and len(scores) > patience and max(scores[-patience:]) <= max(scores[:-patience]):
+            return f"the pseudo Dice has not risen for {patience} epochs"
+        return None
+
+    def _agree(self) -> tuple[int, bool]:
+        """The signal that came, and whether the time is over: what has to be the same in all processes.
+
+        The learning rate follows the time, so that the progress is agreed on here, too.
+        """
+        over = self.clock.left <= self._closing
+        begun = self.num_epochs - self.schedule_start
+        progress = max(self.clock.progress, (self.current_epoch - self.schedule_start) / max(begun, 1))
+        signum, over, self._progress = self.group.largest(self.device, self._stop.signum, over, progress)
+        return int(signum), bool(over)
+
+    @property
+    def progress(self) -> float:
+        """Share of the budget that is spent, 0 to 1."""
+        return max(self.clock.progress, self.current_epoch / self.num_epochs)
+
+    def learning_rate(self) -> float:
+        """Of the moment: the schedule's, less what the recovery from bad numbers has taken off."""
+        epochs, done = self.num_epochs - self.schedule_start, self.current_epoch - self.schedule_start
+        warmup = self.options.warmup_epochs or (1 if self.schedule_start else 0)  # an extension begins gently
+        progress = self._progress
+        if done < warmup:  # otherwise it changes from epoch to epoch, as nnU-Net's does
+            progress = max(progress, (done + self.step / self.num_iterations_per_epoch) / epochs)
+        rate = learning_rate(self.options, progress, min(warmup / max(epochs, 1), 1.0))
+        return rate * self.recovery.learning_rate_factor
+
+    def _train_epoch(self, bar: tqdm) -> None:
+        if self.step == 0:
+            with quiet():  # nnU-Net remarks on logging twice, when an epoch begins again
+                self.on_epoch_start()
+                self.on_train_epoch_start()
+            self._epoch_started = time.time()
+        self.network.train()
+        begun = self.step
+        self.times.take(0)  # what lies between the training steps of two epochs does not count
+        while self.step < self.num_iterations_per_epoch:
+            signum, over = self._agree()
+            if signum:
+                raise Stopped(signum)
+            if over and self.step:
                 break
-        self.on_train_epoch_end(outputs)
+            batch = self._next(self.dataloader_train)
+            self.lr_scheduler.step()
+            loss = self._train_iteration(batch)
+            self.drawn += 1
+            self.step += 1
+            self.iterations += 1
+            self.losses.append(loss)
+            self._show(bar)
+            if time.monotonic() - self._saved > 60 * self.options.checkpoint_minutes:
+                self._save_latest()
+        self.epoch_times = self.times.take((self.step - begun) * self.configuration_manager.batch_size)
 
-    def _refuse_divergence(self, loss: float) -> None:
-        """End training on a loss that is not finite; with a gradient scaler, which skips such steps, after several."""
-        self._bad_losses = 0 if math.isfinite(loss) else self._bad_losses + 1
-        if self._bad_losses > (0 if self.grad_scaler is None else _SCALER_MAY_SKIP):
-            raise UserError(
-                self.output_folder,
-                f"the loss became {loss} in epoch {self.current_epoch}, iteration {self.iterations}",
-                "the last checkpoint is kept; lower umamba_seg.training.initial_lr in the plans "
-                f"(it is {self.initial_lr:g}) and train again",
-            )
+    def _next(self, loader: Loader) -> dict:
+        """The next batch. Nothing is half done while it is waited for."""
+        listening = self._stop.at_once() if self.group.size == 1 else contextlib.nullcontext()
+        with self.times.loader, self._watchdog.waiting_for("the next batch", loader.state), listening:
+            try:
+                return next(loader)
+            except UserError:
+                self._save_latest()
+                raise
+
+    def _train_iteration(self, batch: dict) -> float:
+        """One step of the optimizer, taken only when loss and gradients are finite. Returns the loss."""
+        data, target = self._on_device(batch)
+        precision = self._precision_now()
+        self._buffers.keep()
+        loss, norm = self._gradients(data, target, precision)
+        while not self._all_finite(loss, norm):
+            if self._recover(batch["keys"], data, target, precision) is Action.SKIP:
+                break
+            precision = self._precision_now()
+            loss, norm = self._gradients(data, target, precision)
+        self._apply(precision)
+        return loss
+
+    def _precision_now(self) -> Precision:
+        return FLOAT32 if self.recovery.needs_float32(self.iterations) else self.precision
+
+    def _on_device(self, batch: dict) -> tuple[Tensor, Any]:
+        target = batch["target"]
+        parts = target if isinstance(target, list) else [target]
+        data, *moved = (part.to(self.device, non_blocking=True) for part in (batch["data"], *parts))
+        return data, moved if isinstance(target, list) else moved[0]
+
+    def _gradients(self, data: Tensor, target: Any, precision: Precision) -> tuple[float, float]:
+        """Loss, and norm of the gradients before they were clipped."""
+        self._seed_step()
+        scaler = self._scaler(precision)
+        with self.times.compute:
+            self.optimizer.zero_grad(set_to_none=True)
+            with precision.autocast(self.device):
+                loss = self.loss(self.network(data), target)
+            scaler.scale(loss).backward()
+        with self.times.step:
+            scaler.unscale_(self.optimizer)
+            norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.options.gradient_clip)
+        values = torch.stack([loss.detach().float(), norm.float()]).tolist()  # the one synchronisation of a step
+        return values[0], values[1]
+
+    def _seed_step(self) -> None:
+        """What is random in the network (dropout) depends on the number of the iteration alone."""
+        torch.manual_seed(int(np.random.SeedSequence((self.options.seed, self.iterations)).generate_state(1)[0]))
+
+    def _scaler(self, precision: Precision) -> torch.GradScaler:
+        return self.grad_scaler if precision.needs_scaler else _NO_SCALER
+
+    def _apply(self, precision: Precision) -> None:
+        scaler = self._scaler(precision)
+        with self.times.step:
+            scaler.step(self.optimizer)
+            scaler.update()
+
+    def _all_finite(self, *values: float) -> bool:
+        bad = not all(map(math.isfinite, values))
+        return not self.group.largest(self.device, bad)[0]
 
     def _validate_epoch(self) -> None:
-        self._settle_batch_norms()
+        """nnU-Net's pseudo Dice. The counts of batches change at its end, so that it may be broken off."""
+        before = self.clock.spent
+        settled = self._settle_batch_norms()
+        self.network.eval()
+        outputs = []
         with torch.no_grad():
-            self.on_validation_epoch_start()
-            batches = (next(self.dataloader_val) for _ in range(self.num_val_iterations_per_epoch))
-            self.on_validation_epoch_end([self.validation_step(batch) for batch in batches])
+            for _ in range(self.num_val_iterations_per_epoch):
+                if signum := self._agree()[0]:
+                    raise Stopped(signum)
+                outputs.append(self.validation_step(self._next(self.dataloader_val)))
+        counts = {key: np.sum([output[key] for output in outputs], 0) for key in ("tp_hard", "fp_hard", "fn_hard")}
+        sums = self.group.sum(self.device, *(float(value) for count in counts.values() for value in count))
+        losses = [float(output["loss"]) for output in outputs]
+        train_loss, val_loss = self.group.mean(self.device, float(np.mean(self.losses)), float(np.mean(losses)))
+        self.logger.log("train_losses", train_loss, self.current_epoch)
+        shared = dict(zip(counts, np.split(np.array(sums), len(counts)), strict=True))
+        self.on_validation_epoch_end([{"loss": val_loss, **shared}])
+        self.drawn += settled
+        self.validated += len(outputs)
+        self._closing = self.clock.spent - before
 
-    def _settle_batch_norms(self) -> None:
+    def _settle_batch_norms(self) -> int:
         """Take the running statistics of batch norms from a few training batches and the weights of this moment.
 
         Their moving average over small batches lags behind the weights: of an nnMamba with a training loss of 0.74 it
         made a validation loss of 1e10, and 0.74 with the statistics of eight batches. Training does not use them.
         Source: Wu and Johnson, Rethinking "Batch" in BatchNorm, arXiv:2105.07576, Sec. 3.
+
+        Returns:
+            How many batches that took.
         """
-        batches = (next(self.dataloader_train)["data"].to(self.device) for _ in range(_STATISTICS_BATCHES))
-        with half_precision(self.device):
-            update_bn(batches, self.network)
+        network = self.plain_network
+        if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules()):
+            return 0
+        batches = (self._next(self.dataloader_train)["data"].to(self.device) for _ in range(_STATISTICS_BATCHES))
+        with self._precision_now().autocast(self.device):
+            update_bn(batches, network)
+        return _STATISTICS_BATCHES
+
+    def validation_step(self, batch: dict) -> dict:
+        """Loss, and voxels per foreground class or region that are right, too many and missed.
+
+        As nnU-Net's, in the precision of the training.
+        """
+        data, target = self._on_device(batch)
+        with self._precision_now().autocast(self.device):
+            output = self.plain_network(data)
+            loss = self.loss(output, target)
+        if self.enable_deep_supervision:
+            output, target = output[0], target[0]
+        regions, ignored = self.label_manager.has_regions, None
+        if self.label_manager.has_ignore_label:
+            if regions:  # the last channel of the target
+                target, ignored = target[:, :-1], target[:, -1:].bool()
+            else:
+                ignored = target == self.label_manager.ignore_label
+                target = target.masked_fill(ignored, 0)
+        if regions:
+            predicted = (output.sigmoid() > 0.5).long()
+        else:
+            predicted = torch.zeros_like(output, dtype=torch.float16).scatter_(1, output.argmax(1, keepdim=True), 1)
+        axes = [0, *range(2, output.ndim)]
+        mask = None if ignored is None else (~ignored).float()
+        tp, fp, fn, _ = get_tp_fp_fn_tn(predicted, target, axes=axes, mask=mask)
+        foreground = slice(0 if regions else 1, None)
+        found = {"tp_hard": tp, "fp_hard": fp, "fn_hard": fn}
+        return {"loss": float(loss)} | {key: value.cpu().numpy()[foreground] for key, value in found.items()}
+
+    # ---------------------------------------------------------------------------------------------- bad numbers, ends
+
+    def _recover(self, keys: list[str], data: Tensor, target: Any, precision: Precision) -> Action:
+        """Find out why a step is not finite, and what :class:`Recovery` says about it: SKIP or RETRY.
+
+        Raises:
+            _Rewind: Go on from the last checkpoint.
+            UserError: Nothing more is to be tried.
+        """
+        self._buffers.restore()
+        self._seed_step()
+        scale = self.grad_scaler.get_scale() if precision.needs_scaler else None
+        found = find_blame(
+            self.plain_network, self.loss, data, target, keys, lambda: precision.autocast(self.device), scale or 1.0
+        )
+        blame = worst(self.group.gather(found))
+        name = str(precision.dtype).removeprefix("torch.")
+        step = BadStep(self.current_epoch, self.iterations, name, self.learning_rate(), scale, blame)
+        action = self.recovery.decide(step)
+        if self.records is not None:
+            self.records.event("recovery", action=action.value, epoch=step.epoch, iteration=step.iteration,
+                               found=step.found)  # fmt: skip
+        if action is Action.GIVE_UP:
+            if self.group.leads:
+                write_json(Path(self.output_folder) / "numerics.json", self.recovery.report())
+            raise self.recovery.error(self.output_folder, step)
+        if action is Action.REWIND:
+            raise _Rewind
+        if action is Action.RETRY:
+            self._scaler(precision).update()  # it takes note of one bad step at a time
+        return action
+
+    def _rewind(self) -> None:
+        """What was learnt about the numbers stays."""
+        recovery = self.recovery.state_dict()
+        self._close_loaders()
+        self.load_checkpoint(str(Path(self.output_folder) / LATEST))
+        self.recovery.load_state_dict(recovery)
+        self._save_latest()
+        self.dataloader_train, self.dataloader_val = self.get_dataloaders()
+
+    def _end_stalled(self, error: UserError) -> None:
+        """Called in the watchdog's thread, while this one waits for what does not come and changes nothing."""
+        self._save_latest()
+        print(f"umamba-seg: {error}", file=sys.stderr, flush=True)
+        os._exit(2)
+
+    def _close_loaders(self) -> None:
+        self.dataloader_train.close()
+        self.dataloader_val.close()
+
+    def on_train_end(self) -> None:
+        """The final checkpoint takes the place of the latest."""
+        if self.group.leads:
+            self._save(FINAL, FINAL_PTH)
+            for name in (LATEST, PREVIOUS):
+                (Path(self.output_folder) / name).unlink(missing_ok=True)
+        self.group.wait()
+
+    # ------------------------------------------------------------------------------------------------- what one sees
 
     def _bar_total(self) -> int:
         limited = self.options.max_minutes is not None
@@ -215,21 +578,50 @@ class UMambaSegTrainer(nnUNetTrainer):
         bar.update((int(self.clock.spent) if self.options.max_minutes is not None else self.iterations) - bar.n)
 
     def _end_epoch(self) -> None:
-        self.on_epoch_end()  # saves, plots progress.png and counts the epoch
-        self._write_record()
+        epoch = self.current_epoch
+        self.logger.log("epoch_end_timestamps", time.time(), epoch)
+        seconds = time.time() - self._epoch_started
+        self.current_epoch, self.step, self.losses = epoch + 1, 0, []
         last = {name: values[-1] for name, values in self.logger.get_checkpoint().items()}
-        dice = "  ".join(
-            f"{name} {value:.3f}"
-            for name, value in zip(self._foreground_names(), last["dice_per_class_or_region"], strict=True)
-        )
-        seconds = last["epoch_end_timestamps"] - last["epoch_start_timestamps"]
-        left = self.clock.spent * (1 / max(self.progress, 1e-9) - 1)
+        is_best = self._best_ema is None or last["ema_fg_dice"] > self._best_ema
+        if is_best:
+            self._best_ema = float(last["ema_fg_dice"])
+        if not self.group.leads:
+            return
+        if is_best:
+            self._save(BEST, BEST_PTH)
+        self.logger.plot_progress_png(self.output_folder)
+        self._write_record()
+        dice = dict(zip(self._foreground_names(), _plain(last["dice_per_class_or_region"]), strict=True))
+        self._log_epoch(epoch, last, dice, seconds, self.epoch_times)
+
+    def _log_epoch(self, epoch: int, last: dict, dice: dict, seconds: float, times: dict) -> None:
+        left = self.clock.spent * (1 / self.progress - 1)
         of_all = f"/{self.options.epochs}" if self.options.epochs else ""
-        logger.info(
-            "epoch %d%s  train loss %.3f  val loss %.3f  pseudo Dice: %s  lr %.1e  %.0f s  (%s left)",
-            self.current_epoch, of_all, last["train_losses"], last["val_losses"], dice, last["lrs"], seconds,
-            timedelta(seconds=round(left)),
-        )  # fmt: skip
+        line = (
+            f"epoch {epoch + 1}{of_all}  train loss {last['train_losses']:.3f}  val loss {last['val_losses']:.3f}  "
+            f"pseudo Dice: {'  '.join(f'{name} {value:.3f}' for name, value in dice.items())}  "
+            f"lr {last['lrs']:.1e}  {seconds:.0f} s  {times['samples_per_second']:.1f} samples/s, "
+            f"{times['seconds']['loader'] / times['seconds']['all']:.0%} waiting for data"
+        )
+        logger.info("%s  (%s left)", line, timedelta(seconds=round(left)))
+        super().print_to_log_file(line, also_print_to_console=False)
+        if not math.isfinite(last["val_losses"]):
+            logger.warning("the validation loss of this epoch is %s", last["val_losses"])
+        if self.records is not None:
+            self.records.epoch(
+                epoch,
+                {
+                    "loss/train": last["train_losses"],
+                    "loss/val": last["val_losses"],
+                    "pseudo_dice/mean": float(last["mean_fg_dice"]),
+                    "pseudo_dice/mean_smoothed": float(last["ema_fg_dice"]),
+                    **{f"pseudo_dice/{name}": value for name, value in dice.items()},
+                    "learning_rate": last["lrs"],
+                    **{f"seconds/{name}": value for name, value in times["seconds"].items()},
+                    "samples_per_second": times["samples_per_second"],
+                },
+            )
 
     def _write_record(self) -> None:
         """training.json: what the report and a script need to know, without opening a checkpoint."""
@@ -251,10 +643,15 @@ class UMambaSegTrainer(nnUNetTrainer):
         return sorted(labels.foreground, key=lambda name: labels.foreground[name])
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        """nnU-Net's validation of the held-out cases, behind a bar that moves when a case is loaded."""
+        """nnU-Net's validation of the held-out cases, behind a bar that moves when a case is loaded.
+
+        Several processes share the cases in nnU-Net's own way.
+        """
+        self.network = self.plain_network
+        self.is_ddp = self.group.size > 1
         _, cases = self.do_split()
         plain = self.dataset_class
-        with step_bar("validating", len(cases)) as bar:
+        with step_bar("validating", len(cases) // self.group.size) as bar:
 
             class Counted(plain):  # type: ignore[valid-type, misc]
                 def load_case(self, identifier):
@@ -263,48 +660,97 @@ class UMambaSegTrainer(nnUNetTrainer):
 
             self.dataset_class = Counted
             super().perform_actual_validation(save_probabilities)
-        self.dataset_class = plain
+        self.dataset_class, self.is_ddp = plain, False
 
     # --------------------------------------------------------------------------------------------------- checkpoints
 
     def save_checkpoint(self, filename: str) -> None:
-        """nnU-Net's checkpoint in plain values.
-
-        ``trainer_name`` names nnU-Net's own trainer: its predictor looks the class up among its own, and ours adds
-        nothing to prediction (the network is found through the plans).
-        """
-        checkpoint = {
-            "network_weights": self._plain_network().state_dict(),
-            "optimizer_state": self.optimizer.state_dict(),
-            "grad_scaler_state": None if self.grad_scaler is None else self.grad_scaler.state_dict(),
+        """Write network, optimizer and all that training needs to go on from here; see :func:`write_checkpoint`."""
+        tensors, groups = optimizer_tensors(self.optimizer)
+        state = {
+            "options": self.options.model_dump(),
+            "prediction": self._prediction(),
+            "optimizer": groups,
+            "grad_scaler": self.grad_scaler.state_dict(),
+            "recovery": self.recovery.state_dict(),
             "logging": _plain(self.logger.get_checkpoint()),
-            "_best_ema": _plain(self._best_ema),
-            "current_epoch": self.current_epoch + 1,
+            "best_ema": self._best_ema,
+            "epoch": self.current_epoch,
+            "step": self.step,
             "iterations": self.iterations,
+            "drawn": self.drawn,
+            "validated": self.validated,
+            "losses": self.losses,
+            "epoch_seconds": time.time() - self._epoch_started,
+            "schedule_start": self.schedule_start,
             "seconds_spent": self.clock.spent,
+            "threads": torch.get_num_threads(),
+        }
+        path = Path(filename)
+        previous = path.with_name(PREVIOUS) if path.name == LATEST else None
+        write_checkpoint(path, tensors | network_tensors(self.plain_network.state_dict()), state, previous=previous)
+
+    def _prediction(self) -> dict:
+        """What nnU-Net's predictor asks of a checkpoint beside the weights.
+
+        ``trainer_name`` names nnU-Net's own trainer: it looks the class up among its own, and ours adds nothing to
+        prediction (the network is found through the plans).
+        """
+        return {
             "init_args": {"configuration": self.configuration_name, "fold": self.fold},
             "trainer_name": nnUNetTrainer.__name__,
-            "inference_allowed_mirroring_axes": self.inference_allowed_mirroring_axes,
+            "inference_allowed_mirroring_axes": _plain(self.inference_allowed_mirroring_axes),
         }
-        save_checkpoint(Path(filename), checkpoint)
+
+    def _save(self, name: str, pth: str) -> None:
+        """A checkpoint, and beside it the network in nnU-Net's form."""
+        folder = Path(self.output_folder)
+        self.save_checkpoint(str(folder / name))
+        save_pth(folder / pth, {"network_weights": self.plain_network.state_dict()} | self._prediction())
+
+    def _save_latest(self) -> None:
+        if self.group.leads:
+            self.save_checkpoint(str(Path(self.output_folder) / LATEST))
+        self._saved = time.monotonic()
 
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
-        """Restore network, optimizer, epoch, time spent and logs. Nothing but plain values is unpickled."""
+        """Restore all that :meth:`save_checkpoint` writes.
+
+        Raises:
+            UserError: It is missing or damaged, or does not fit the plans.
+        """
+        path = Path(filename_or_checkpoint)
+        self.restore(path, *read_checkpoint(path))
+
+    def restore(self, path: Path, tensors: dict[str, Tensor], state: dict) -> None:
+        """As :meth:`load_checkpoint`, from what :func:`read_checkpoint` gave for ``path``."""
         if not self.was_initialized:
             self.initialize()
-        path = Path(filename_or_checkpoint)
-        checkpoint = load_checkpoint(path, self.device)
-        load_weights(self._plain_network(), checkpoint, path)
-        self.optimizer.load_state_dict(checkpoint["optimizer_state"])
-        if self.grad_scaler is not None and checkpoint["grad_scaler_state"] is not None:
-            self.grad_scaler.load_state_dict(checkpoint["grad_scaler_state"])
-        self.logger.load_checkpoint(checkpoint["logging"])
-        self._best_ema = checkpoint["_best_ema"]
-        self.current_epoch = checkpoint["current_epoch"]
-        self.iterations = checkpoint["iterations"]
-        self.clock = Clock(self.clock.limit, checkpoint["seconds_spent"])
-        self.inference_allowed_mirroring_axes = checkpoint["inference_allowed_mirroring_axes"]
+        load_weights(self.plain_network, {"network_weights": weights_of(tensors)}, path)
+        load_optimizer(self.optimizer, tensors, state["optimizer"])
+        if self.grad_scaler.is_enabled() and state["grad_scaler"]:
+            self.grad_scaler.load_state_dict(state["grad_scaler"])
+        self.recovery.load_state_dict(state["recovery"])
+        self.logger.load_checkpoint(state["logging"])
+        self._best_ema = state["best_ema"]
+        self.current_epoch, self.step = state["epoch"], state["step"]
+        self.iterations, self.drawn, self.validated = state["iterations"], state["drawn"], state["validated"]
+        self.losses = state["losses"]
+        self.schedule_start = state["schedule_start"]
+        self._epoch_started = time.time() - state["epoch_seconds"]
+        if self.step:
+            self.logger.get_checkpoint()["epoch_start_timestamps"][-1] = self._epoch_started  # without the pause
+        running = self.clock.is_running
+        self.clock = Clock(self.clock.limit, state["seconds_spent"])
+        if running:
+            self.clock.start()
+        self.inference_allowed_mirroring_axes = state["prediction"]["inference_allowed_mirroring_axes"]
+        if self.options.deterministic and state["threads"] != torch.get_num_threads():
+            logger.warning(
+                "%s: trained with %d threads, now there are %d: sums may differ in their last bits",
+                path, state["threads"], torch.get_num_threads(),
+            )  # fmt: skip
 
-    def _plain_network(self) -> nn.Module:
-        """The network without the wrapper of torch.compile."""
-        return getattr(self.network, "_orig_mod", self.network)
+    def begin_extension(self) -> None:
+        """Start the schedule anew from here."""
+        self.schedule_start = self.current_epoch
