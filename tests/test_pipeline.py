@@ -147,14 +147,16 @@ def test_training_over_results_is_refused_and_continuing_works(trained, umamba_s
     assert refused.code == 2
     assert "--c" in refused.err
     assert (trained.model / "fold_0" / "checkpoint_final.pth").read_bytes() == before
-    continued = umamba_seg(*words, "--c", "--epochs", 3, "--iterations-per-epoch", 2).succeeded()
+    continued = umamba_seg("extend", *words[1:], "--epochs", 1).succeeded()
     assert continued.result["epochs"] == 3
     assert continued.result["iterations"] == 6
     validated = umamba_seg(*words, "--val", "--npz").succeeded()
     assert validated.result["dice"] == continued.result["dice"]
     assert list((trained.model / "fold_0" / "validation").glob("*.npz"))
-    options = json.loads((trained.model / "plans.json").read_text())["umamba_seg"]["training"]
-    assert (options["epochs"], options["iterations_per_epoch"]) == (3, 2)  # kept without being typed again
+    run = json.loads((trained.model / "fold_0" / "run.json").read_text())
+    assert run["training"]["iterations_per_epoch"] == 2  # kept without being typed again
+    assert [start["begins"] for start in run["starts"]] == ["the beginning", "checkpoint_final.safetensors, epoch 2"]
+    assert run["starts"][1]["overrides"]["epochs"] == {"planned": 60, "run": 3}
 
 
 def test_preprocessed_data_is_shared_between_plans(trained, umamba_seg):
