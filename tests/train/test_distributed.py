@@ -87,7 +87,7 @@ def test_without_torchrun_there_is_one_process(monkeypatch):
     assert group.largest(torch.device("cpu"), 1.0, 2.0) == [1.0, 2.0]
     assert group.gather("x") == ["x"]
     module = torch.nn.Linear(1, 1)
-    assert group.wrap(module, torch.device("cpu"), unused_weights=False) is module
+    assert group.wrap(module, torch.device("cpu")) is module
 
 
 def test_torchrun_tells_who_is_who(monkeypatch):

@@ -110,6 +110,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(fold, another)
     assert run.wait() == 0, run.err
     assert f"{latest}: is damaged" in run.err
     assert "the one before it, checkpoint_previous.safetensors, is used" in run.err
+    assert latest.with_suffix(".damaged").exists()
     assert_same_bits(weights_and_moments(fold), another(*SHORT))
 
 

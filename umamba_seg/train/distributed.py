@@ -7,6 +7,7 @@ averaged: the weights go the way that they would go on one device.
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,21 +80,18 @@ class Group:
         each = batch_size // self.size
         return range(self.rank * each, (self.rank + 1) * each)
 
-    def wrap(self, network: nn.Module, device: torch.device, *, unused_weights: bool) -> nn.Module:
+    def wrap(self, network: nn.Module, device: torch.device) -> nn.Module:
         """The network with gradients averaged over the processes, and batch norms over all samples on GPUs.
 
-        Args:
-            network: On the device.
-            device: Of this process.
-            unused_weights: Whether some get no gradient. Under deep supervision the coarsest output has no weight in
-                the loss.
+        All weights must get a gradient in every step.
         """
         if self.size == 1:
             return network
         if device.type == "cuda":  # on CPUs torch has no such batch norm
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
-        devices = [device.index] if device.type == "cuda" else None
-        return DistributedDataParallel(network, device_ids=devices, find_unused_parameters=unused_weights)
+        # For kernels of one voxel, channels-last and channels-first are the same layout under two names.
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+        return DistributedDataParallel(network, device_ids=[device.index] if device.type == "cuda" else None)
 
     def largest(self, device: torch.device, *values: float) -> list[float]:
         """The largest of each value over the processes."""

@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from umamba_seg.datasets.labels import Labels
+from umamba_seg.datasets.raw import read_description
 from umamba_seg.errors import UserError
-from umamba_seg.files import read_json
 from umamba_seg.networks import build_from
 from umamba_seg.networks.own import require_class
 from umamba_seg.plan.adopt import channel_names, match_channels, match_names
@@ -77,7 +77,7 @@ class Source:
         """
         checkpoint = path if path.is_file() else _checkpoint(path)
         model = checkpoint.absolute().parent.parent
-        plans, dataset_json = read_model_plans(model), read_json(model / "dataset.json")
+        plans, dataset_json = read_model_plans(model), read_description(model / "dataset.json")
         content = load_checkpoint(checkpoint)
         configuration = content["init_args"]["configuration"]
         require_configuration(plans, configuration)

@@ -36,11 +36,16 @@ from umamba_seg.train.trainer import UMambaSegTrainer
 
 @dataclass(frozen=True)
 class _Saved:
-    """A checkpoint that was read whole."""
+    """A checkpoint that was read whole.
+
+    Attributes:
+        damaged: Newer ones that were not.
+    """
 
     path: Path
     tensors: dict[str, Tensor]
     state: dict
+    damaged: tuple[Path, ...] = ()
 
     @property
     def is_final(self) -> bool:
@@ -118,7 +123,7 @@ def _first_whole(checkpoints: list[Path]) -> _Saved | None:
     """The first that is not damaged; each that is gets named."""
     for number, path in enumerate(checkpoints, 1):
         try:
-            return _Saved(path, *read_checkpoint(path))
+            return _Saved(path, *read_checkpoint(path), tuple(checkpoints[: number - 1]))
         except UserError as error:
             if number == len(checkpoints):
                 raise
@@ -175,6 +180,8 @@ def _train(trainer: UMambaSegTrainer, plans: dict, saved: _Saved | None, pretrai
     logger.info("training %s", trainer.output_folder)
     if trainer.group.leads:
         _describe_model(Path(trainer.output_folder).parent, plans, trainer)
+        for path in saved.damaged if saved else ():  # it must not be kept in the place of the whole one
+            path.replace(path.with_suffix(".damaged"))
     trainer.on_train_start()
     if trainer.group.leads:
         begins = "pretrained weights" if pretrained else "the beginning"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import signal
 import sys
 import time
 from datetime import timedelta
@@ -55,10 +56,11 @@ from umamba_seg.train.schedules import learning_rate
 from umamba_seg.train.sentinel import Action, BadStep, Buffers, Recovery, find_blame, worst
 from umamba_seg.train.stopping import StopRequest
 from umamba_seg.train.times import StepTimes
-from umamba_seg.train.watchdog import Watchdog
+from umamba_seg.train.watchdog import STEP_LIMIT, Watchdog
 
 _STATISTICS_BATCHES = 10  # for the running statistics of batch norms
 _TRAINING, _VALIDATION = 0, 1  # streams of samples
+_NEXT_BATCH = "the next batch"
 _NO_SCALER = torch.GradScaler("cpu", enabled=False)
 
 
@@ -158,7 +160,7 @@ class UMambaSegTrainer(nnUNetTrainer):
         super().initialize()
         use_fast_layout(self.network, self.device)
         self._buffers = Buffers(self.network)
-        self.network = self.group.wrap(self.network, self.device, unused_weights=self.enable_deep_supervision)
+        self.network = self.group.wrap(self.network, self.device)
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
         return make_optimizer(self.options, self.network.parameters()), _Schedule(self)
@@ -270,8 +272,9 @@ class UMambaSegTrainer(nnUNetTrainer):
         with self._stop, step_bar("training", self._bar_total()) as bar:
             try:
                 self._run_epochs(bar)
-            except Stopped:
+            except Stopped as stop:
                 self._save_latest()
+                self._note("end", reason=signal.Signals(stop.signum).name)
                 raise
             finally:
                 self._watchdog.close()
@@ -295,6 +298,7 @@ class UMambaSegTrainer(nnUNetTrainer):
                 logger.info("mirroring along axes %s: %s", self.mirroring["axes"], self.mirroring["reason"])
             self._save_debug_information()
             self.records = Records(folder, self.current_epoch)
+            self._note("start", epoch=self.current_epoch, iteration=self.iterations)
             self._save_latest()
             (folder / FINAL).unlink(missing_ok=True)  # a training that goes on is no longer final
         self.group.wait()
@@ -308,6 +312,7 @@ class UMambaSegTrainer(nnUNetTrainer):
             except _Rewind:
                 self._rewind()
         logger.info("training ends: %s", end)
+        self._note("end", reason=end)
 
     def _end_of_training(self) -> str | None:
         """Why training ends here; None when it goes on."""
@@ -364,7 +369,8 @@ class UMambaSegTrainer(nnUNetTrainer):
                 break
             batch = self._next(self.dataloader_train)
             self.lr_scheduler.step()
-            loss = self._train_iteration(batch)
+            with self._watchdog.waiting_for("a training step", lambda: f"on {self.device}", STEP_LIMIT):
+                loss = self._train_iteration(batch)
             self.drawn += 1
             self.step += 1
             self.iterations += 1
@@ -377,7 +383,7 @@ class UMambaSegTrainer(nnUNetTrainer):
     def _next(self, loader: Loader) -> dict:
         """The next batch. Nothing is half done while it is waited for."""
         listening = self._stop.at_once() if self.group.size == 1 else contextlib.nullcontext()
-        with self.times.loader, self._watchdog.waiting_for("the next batch", loader.state), listening:
+        with self.times.loader, self._watchdog.waiting_for(_NEXT_BATCH, loader.state), listening:
             try:
                 return next(loader)
             except UserError:
@@ -414,7 +420,10 @@ class UMambaSegTrainer(nnUNetTrainer):
         with self.times.compute:
             self.optimizer.zero_grad(set_to_none=True)
             with precision.autocast(self.device):
-                loss = self.loss(self.network(data), target)
+                output = self.network(data)
+                loss = self.loss(output, target)
+                if self.group.size > 1 and self.enable_deep_supervision:
+                    loss = loss + 0 * output[-1].sum()  # it has no weight in the loss, but each layer must be heard of
             scaler.scale(loss).backward()
         with self.times.step:
             scaler.unscale_(self.optimizer)
@@ -527,9 +536,7 @@ class UMambaSegTrainer(nnUNetTrainer):
         name = str(precision.dtype).removeprefix("torch.")
         step = BadStep(self.current_epoch, self.iterations, name, self.learning_rate(), scale, blame)
         action = self.recovery.decide(step)
-        if self.records is not None:
-            self.records.event("recovery", action=action.value, epoch=step.epoch, iteration=step.iteration,
-                               found=step.found)  # fmt: skip
+        self._note("recovery", action=action.value, epoch=step.epoch, iteration=step.iteration, found=step.found)
         if action is Action.GIVE_UP:
             if self.group.leads:
                 write_json(Path(self.output_folder) / "numerics.json", self.recovery.report())
@@ -550,8 +557,9 @@ class UMambaSegTrainer(nnUNetTrainer):
         self.dataloader_train, self.dataloader_val = self.get_dataloaders()
 
     def _end_stalled(self, error: UserError) -> None:
-        """Called in the watchdog's thread, while this one waits for what does not come and changes nothing."""
-        self._save_latest()
+        """Called in the watchdog's thread. While this one waits for data, it changes nothing that is saved."""
+        if error.where == _NEXT_BATCH:
+            self._save_latest()
         print(f"umamba-seg: {error}", file=sys.stderr, flush=True)
         os._exit(2)
 
@@ -595,6 +603,11 @@ class UMambaSegTrainer(nnUNetTrainer):
         dice = dict(zip(self._foreground_names(), _plain(last["dice_per_class_or_region"]), strict=True))
         self._log_epoch(epoch, last, dice, seconds, self.epoch_times)
 
+    def _note(self, kind: str, **values) -> None:
+        """Add an event to log.jsonl, in the process that writes it."""
+        if self.records is not None:
+            self.records.event(kind, **values)
+
     def _log_epoch(self, epoch: int, last: dict, dice: dict, seconds: float, times: dict) -> None:
         left = self.clock.spent * (1 / self.progress - 1)
         of_all = f"/{self.options.epochs}" if self.options.epochs else ""
@@ -608,6 +621,7 @@ class UMambaSegTrainer(nnUNetTrainer):
         super().print_to_log_file(line, also_print_to_console=False)
         if not math.isfinite(last["val_losses"]):
             logger.warning("the validation loss of this epoch is %s", last["val_losses"])
+            self._note("warning", epoch=epoch, found=f"the validation loss is {last['val_losses']}")
         if self.records is not None:
             self.records.epoch(
                 epoch,
