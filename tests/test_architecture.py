@@ -16,8 +16,8 @@ NNUNET_ROOMS = {
     "plan.losses",
     "plan.topology",
     "preprocess",
+    "train.base",
     "train.data",
-    "train.trainer",
     "predict",
     "evaluate",
 }

@@ -71,7 +71,7 @@ def first_gradients(file: str) -> None:
     Group.wrap = lambda self, network, *args, **how: wrap_of(self, network.double(), *args, **how)
 
     def iteration(self, batch):
-        data, target = self._on_device(batch)
+        data, target = self.on_device(batch)
         loss, norm = self._gradients(data.double(), target, self.precision)
         gradients = {name: weight.grad for name, weight in self.plain_network.named_parameters()}
         torch.save({"loss": loss, "norm": norm, "keys": batch["keys"], "gradients": gradients}, file)

@@ -10,6 +10,7 @@ from umamba_seg.plan.options import TrainingOptions
 from umamba_seg.train import run
 from umamba_seg.train.checkpoints import write_checkpoint
 from umamba_seg.train.distributed import Group
+from umamba_seg.train.state import State
 
 PLANNED = {"patch_size": [40, 56, 40], "batch_size": 7, "planning": {"estimated_bytes": 3 * 2**30}}
 OURS = {"network": "umamba_enc", "budget": "8gb", "training": TrainingOptions().model_dump()}
@@ -83,13 +84,19 @@ def test_other_errors_are_not_taken_for_it(trainer):
         train(trainer, RuntimeError("shape mismatch"))
 
 
+STATE = State(
+    options={}, prediction={}, optimizer=[], grad_scaler={}, recovery={}, logging={}, best_ema=None, epoch=3, step=0,
+    iterations=9, drawn=9, validated=3, losses=[], schedule_start=0, epoch_seconds=1.0, seconds_spent=9.0, threads=1,
+)  # fmt: skip
+
+
 def test_the_first_whole_checkpoint_is_gone_on_from(tmp_path):
     damaged, whole = tmp_path / "checkpoint_latest.safetensors", tmp_path / "checkpoint_previous.safetensors"
     damaged.write_bytes(b"half")
-    write_checkpoint(whole, {"weight": torch.ones(1)}, {"epoch": 3})
+    write_checkpoint(whole, {"weight": torch.ones(1)}, STATE.model_dump())
     found = run._first_whole([damaged, whole])
     assert found is not None
-    assert (found.path, found.state, found.is_final) == (whole, {"epoch": 3}, False)
+    assert (found.path, found.state, found.is_final, found.damaged) == (whole, STATE, False, (damaged,))
     assert run._first_whole([]) is None
     with pytest.raises(UserError, match=r"checkpoint_latest.safetensors: is damaged"):
         run._first_whole([damaged])
@@ -97,8 +104,18 @@ def test_the_first_whole_checkpoint_is_gone_on_from(tmp_path):
 
 def test_only_what_is_finished_is_extended(tmp_path):
     options = TrainingOptions(epochs=None, max_minutes=5)
-    final = run._Saved(tmp_path / "checkpoint_final.safetensors", {}, {"epoch": 3})
+    final = run._Saved(tmp_path / "checkpoint_final.safetensors", {}, STATE)
     extended = run._extended(options, final, 4)
     assert (extended.epochs, extended.max_minutes) == (7, None)
     with pytest.raises(UserError, match=r"not finished; finish it with `umamba-seg train --c`"):
-        run._extended(options, run._Saved(tmp_path / "checkpoint_latest.safetensors", {}, {"epoch": 3}), 4)
+        run._extended(options, run._Saved(tmp_path / "checkpoint_latest.safetensors", {}, STATE), 4)
+
+
+@pytest.mark.parametrize(
+    ("state", "named"), [({"epoch": "three"}, "epoch"), ([1, 2], "it is no table"), ({"surplus": 1}, "surplus")]
+)
+def test_a_state_of_something_else_is_refused(tmp_path, state, named):
+    whole = tmp_path / "checkpoint_latest.safetensors"
+    write_checkpoint(whole, {}, state if isinstance(state, list) else STATE.model_dump() | state)
+    with pytest.raises(UserError, match=rf"does not hold the state of a training of this version \({named}\)"):
+        run._first_whole([whole])

@@ -11,10 +11,11 @@ from umamba_seg.errors import Stopped
 from umamba_seg.plan.options import TrainingOptions
 from umamba_seg.plan.precision import FLOAT32
 from umamba_seg.train import TRAINER_NAME
+from umamba_seg.train.base import plain
 from umamba_seg.train.clock import Clock
 from umamba_seg.train.distributed import Group
 from umamba_seg.train.sentinel import Recovery
-from umamba_seg.train.trainer import UMambaSegTrainer, _plain
+from umamba_seg.train.trainer import UMambaSegTrainer
 
 
 @pytest.fixture
@@ -87,16 +88,16 @@ def test_early_stop_of_an_extension_looks_at_the_extension(trainer):
 
 def test_checkpoint_values_are_plain():
     value = {"a": [np.float64(1.5), np.arange(2)], "b": (1, "x", None)}
-    assert _plain(value) == {"a": [1.5, [0, 1]], "b": [1, "x", None]}
-    assert type(_plain(np.float32(1))) is float
+    assert plain(value) == {"a": [1.5, [0, 1]], "b": [1, "x", None]}
+    assert type(plain(np.float32(1))) is float
 
 
 def test_names_follow_nnunets_order(trainer):
     trainer.dataset_json = {"labels": {"background": 0, "tumour": 2, "liver": 1}}
-    assert trainer._foreground_names() == ["liver", "tumour"]
+    assert trainer.foreground_names() == ["liver", "tumour"]
     regions = {"labels": {"background": 0, "whole": [1, 2], "core": 1}, "regions_class_order": [1, 2]}
     trainer.dataset_json = regions
-    assert trainer._foreground_names() == ["whole", "core"]
+    assert trainer.foreground_names() == ["whole", "core"]
 
 
 def test_result_folders_are_named_after_the_trainer():

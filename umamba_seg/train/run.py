@@ -31,6 +31,7 @@ from umamba_seg.train.checkpoints import read_checkpoint
 from umamba_seg.train.distributed import Group
 from umamba_seg.train.manifest import record_start
 from umamba_seg.train.pretrained import Source, load_pretrained
+from umamba_seg.train.state import State
 from umamba_seg.train.trainer import UMambaSegTrainer
 
 
@@ -44,7 +45,7 @@ class _Saved:
 
     path: Path
     tensors: dict[str, Tensor]
-    state: dict
+    state: State
     damaged: tuple[Path, ...] = ()
 
     @property
@@ -93,7 +94,7 @@ def train_fold(
     """
     planned = TrainingOptions.read(plans[PLANS_TABLE]["training"], f"plans {plans['plans_name']}")
     saved = _first_whole(checkpoints)
-    options = planned if saved is None else TrainingOptions.read(saved.state["options"], str(saved.path))
+    options = planned if saved is None else TrainingOptions.read(saved.state.options, str(saved.path))
     options = _extended(options, saved, extra_epochs) if extra_epochs else options.overridden(**overrides)
     if saved is not None and saved.is_final and overrides and not only_validation:
         raise UserError(saved.path, "this training is finished", "train on with `umamba-seg extend --epochs N`")
@@ -123,7 +124,8 @@ def _first_whole(checkpoints: list[Path]) -> _Saved | None:
     """The first that is not damaged; each that is gets named."""
     for number, path in enumerate(checkpoints, 1):
         try:
-            return _Saved(path, *read_checkpoint(path), tuple(checkpoints[: number - 1]))
+            tensors, state = read_checkpoint(path)
+            return _Saved(path, tensors, State.read(state, path), tuple(checkpoints[: number - 1]))
         except UserError as error:
             if number == len(checkpoints):
                 raise
@@ -135,7 +137,7 @@ def _extended(options: TrainingOptions, saved: _Saved | None, extra_epochs: int)
     if saved is None or not saved.is_final:
         where = "extend" if saved is None else saved.path
         raise UserError(where, "this training is not finished", "finish it with `umamba-seg train --c`")
-    return options.model_copy(update={"epochs": saved.state["epoch"] + extra_epochs, "max_minutes": None})
+    return options.model_copy(update={"epochs": saved.state.epoch + extra_epochs, "max_minutes": None})
 
 
 @contextmanager

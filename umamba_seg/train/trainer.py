@@ -19,24 +19,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from nnunetv2.training.loss.dice import get_tp_fp_fn_tn
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 from tqdm import tqdm
 
-from umamba_seg.datasets.labels import Labels
 from umamba_seg.errors import Stopped, UserError
 from umamba_seg.files import write_json
 from umamba_seg.layout import use_fast_layout
 from umamba_seg.log import logger, quiet, step_bar
 from umamba_seg.networks.own import require_class
-from umamba_seg.plan.losses import make_loss
 from umamba_seg.plan.options import TrainingOptions
 from umamba_seg.plan.plans import PLANS_TABLE, require_network
 from umamba_seg.plan.precision import FLOAT32, Precision, choose_precision
-from umamba_seg.plan.step import make_optimizer
 from umamba_seg.train import BEST, BEST_PTH, FINAL, FINAL_PTH, LATEST, PREVIOUS
+from umamba_seg.train.base import BaseTrainer, plain
 from umamba_seg.train.checkpoints import (
     load_optimizer,
     load_weights,
@@ -48,18 +44,17 @@ from umamba_seg.train.checkpoints import (
     write_checkpoint,
 )
 from umamba_seg.train.clock import Clock
-from umamba_seg.train.data import Loader, Samples
+from umamba_seg.train.data import Loader
 from umamba_seg.train.distributed import Group
-from umamba_seg.train.mirroring import inference_axes, with_swaps
 from umamba_seg.train.records import Records
 from umamba_seg.train.schedules import learning_rate
 from umamba_seg.train.sentinel import Action, BadStep, Buffers, Recovery, find_blame, worst
+from umamba_seg.train.state import State
 from umamba_seg.train.stopping import StopRequest
 from umamba_seg.train.times import StepTimes
 from umamba_seg.train.watchdog import STEP_LIMIT, Watchdog
 
 _STATISTICS_BATCHES = 10  # for the running statistics of batch norms
-_TRAINING, _VALIDATION = 0, 1  # streams of samples
 _NEXT_BATCH = "the next batch"
 _NO_SCALER = torch.GradScaler("cpu", enabled=False)
 
@@ -68,44 +63,11 @@ class _Rewind(Exception):
     """The last checkpoint is the state to go on from."""
 
 
-def _plain(value):
-    """Numpy scalars and arrays, tuples and lists as plain Python values (what JSON takes)."""
-    if isinstance(value, np.generic | np.ndarray):
-        return value.tolist()
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value
+class UMambaSegTrainer(BaseTrainer):
+    """Trains a fold with the options in ``plans["umamba_seg"]["training"]`` (see :class:`TrainingOptions`)."""
 
-
-class _Schedule:
-    """What nnU-Net's trainer takes for a scheduler: sets the learning rate of the moment."""
-
-    def __init__(self, trainer: UMambaSegTrainer):
-        self._trainer = trainer
-
-    def step(self, _epoch: int | None = None) -> None:
-        rate = self._trainer.learning_rate()
-        for group in self._trainer.optimizer.param_groups:
-            group["lr"] = rate
-
-
-class UMambaSegTrainer(nnUNetTrainer):
-    """nnU-Net's trainer with options from ``plans["umamba_seg"]["training"]`` (see :class:`TrainingOptions`).
-
-    nnU-Net's own distribution over GPUs stays off (``is_ddp`` is False): see :class:`Group`.
-    """
-
-    # nnU-Net begins with None for these; they are set by the time they are used.
-    network: nn.Module
-    optimizer: torch.optim.Optimizer
-    loss: nn.Module
     dataloader_train: Loader
     dataloader_val: Loader
-    output_folder: str
-    preprocessed_dataset_folder_base: str
-    lr_scheduler: _Schedule
 
     def __init__(
         self,
@@ -128,9 +90,9 @@ class UMambaSegTrainer(nnUNetTrainer):
         planned = self.configuration_manager.configuration
         require_network(planned, f"plans {plans['plans_name']}, {configuration}")
         require_class(planned["architecture"]["network_class_name"], planned["architecture"]["arch_kwargs"])
-        self.output_strides: list[list[int]] = planned["output_strides"]
+        self.output_strides = planned["output_strides"]
         self.enable_deep_supervision = len(self.output_strides) > 1
-        self.mirroring: dict | None = planned.get("mirroring")
+        self.mirroring = planned.get("mirroring")
         self.precision = choose_precision(options.precision, device)
         self.grad_scaler = torch.GradScaler(device.type, enabled=self.precision.needs_scaler)
         self.workers = 0
@@ -161,100 +123,6 @@ class UMambaSegTrainer(nnUNetTrainer):
         use_fast_layout(self.network, self.device)
         self._buffers = Buffers(self.network)
         self.network = self.group.wrap(self.network, self.device)
-
-    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
-        return make_optimizer(self.options, self.network.parameters()), _Schedule(self)
-
-    def _build_loss(self) -> nn.Module:
-        return make_loss(
-            self.options,
-            outputs=len(self.output_strides),
-            batch_dice=self.configuration_manager.batch_dice,
-            regions=self.label_manager.has_regions,
-            ignore_label=self.label_manager.ignore_label,
-            distributed=self.group.size > 1,
-        )
-
-    def _do_i_compile(self) -> bool:
-        """Only when asked for: compiling takes minutes."""
-        return "nnUNet_compile" in os.environ and super()._do_i_compile()
-
-    def _get_deep_supervision_scales(self) -> list[list[float]] | None:
-        """Of the network's outputs, whose number nnU-Net would derive from the strides of a U-Net."""
-        if not self.enable_deep_supervision:
-            return None
-        return [[1 / step for step in strides] for strides in self.output_strides]
-
-    def set_deep_supervision_enabled(self, enabled: bool) -> None:
-        """Nothing for a network with one output: it need not have nnU-Net's switch."""
-        if self.enable_deep_supervision:
-            self.plain_network.decoder.deep_supervision = enabled  # type: ignore[union-attr]
-
-    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self):  # nnU-Net's spelling
-        """nnU-Net's, with the axes that the plan mirrors."""
-        rotation, dummy_2d, initial_patch_size, axes = (
-            super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
-        )
-        if self.mirroring is not None:
-            axes = tuple(self.mirroring["axes"])
-            self.inference_allowed_mirroring_axes = inference_axes(self.mirroring)
-        return rotation, dummy_2d, initial_patch_size, axes
-
-    def plot_network_architecture(self) -> None:
-        """Nothing: nnU-Net's plot needs a library that it does not install."""
-
-    def print_to_log_file(self, *args, also_print_to_console: bool = True, add_timestamp: bool = True) -> None:
-        """To the log file; to the console only as a debug message."""
-        if self.group.leads:
-            super().print_to_log_file(*args, also_print_to_console=False, add_timestamp=add_timestamp)
-            logger.debug(" ".join(map(str, args)).strip())
-
-    def get_dataloaders(self) -> tuple[Loader, Loader]:
-        """Batches from where training stands on."""
-        scales = self._get_deep_supervision_scales()
-        rotation, dummy_2d, initial_patch_size, axes = self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
-        common = {
-            "is_cascaded": self.is_cascaded,
-            "foreground_labels": self.label_manager.foreground_labels,
-            "regions": self.label_manager.foreground_regions if self.label_manager.has_regions else None,
-            "ignore_label": self.label_manager.ignore_label,
-        }
-        patch_size = self.configuration_manager.patch_size
-        augmentation = self.get_training_transforms(
-            patch_size, rotation, scales, axes, dummy_2d,  # type: ignore[arg-type]
-            use_mask_for_norm=self.configuration_manager.use_mask_for_norm, **common,
-        )  # fmt: skip
-        if self.mirroring is not None and self.mirroring["swap"] is not None:
-            augmentation = with_swaps(augmentation, self.mirroring["swap"])  # type: ignore[arg-type]
-        training, validation = self.get_tr_and_val_datasets()
-        items = self.group.share(self.configuration_manager.batch_size)
-
-        def loader(dataset, cropped_size, transforms, stream: int, start: int, workers: int) -> Loader:
-            samples = Samples(
-                dataset,
-                self.label_manager,
-                patch_size=cropped_size,
-                final_patch_size=patch_size,
-                transforms=transforms,
-                batch_size=self.configuration_manager.batch_size,
-                items=items,
-                oversample_foreground=self.oversample_foreground_percent,
-                seed=self.options.seed,
-                stream=stream,
-            )
-            return Loader(samples, start, workers, pin=self.device.type == "cuda")
-
-        plain = self.get_validation_transforms(scales, **common)
-        return (
-            loader(training, initial_patch_size, augmentation, _TRAINING, self.drawn, self.workers),
-            loader(validation, patch_size, plain, _VALIDATION, self.validated, min(1, self.workers)),
-        )
-
-    @property
-    def plain_network(self) -> nn.Module:
-        """The network without the wrappers of torch.compile and of a distributed training."""
-        network = getattr(self.network, "module", self.network) if self.group.size > 1 else self.network
-        return getattr(network, "_orig_mod", network)
 
     # ------------------------------------------------------------------------------------------------------ the loop
 
@@ -392,26 +260,20 @@ class UMambaSegTrainer(nnUNetTrainer):
 
     def _train_iteration(self, batch: dict) -> float:
         """One step of the optimizer, taken only when loss and gradients are finite. Returns the loss."""
-        data, target = self._on_device(batch)
-        precision = self._precision_now()
+        data, target = self.on_device(batch)
+        precision = self.precision_now()
         self._buffers.keep()
         loss, norm = self._gradients(data, target, precision)
         while not self._all_finite(loss, norm):
             if self._recover(batch["keys"], data, target, precision) is Action.SKIP:
                 break
-            precision = self._precision_now()
+            precision = self.precision_now()
             loss, norm = self._gradients(data, target, precision)
         self._apply(precision)
         return loss
 
-    def _precision_now(self) -> Precision:
+    def precision_now(self) -> Precision:
         return FLOAT32 if self.recovery.needs_float32(self.iterations) else self.precision
-
-    def _on_device(self, batch: dict) -> tuple[Tensor, Any]:
-        target = batch["target"]
-        parts = target if isinstance(target, list) else [target]
-        data, *moved = (part.to(self.device, non_blocking=True) for part in (batch["data"], *parts))
-        return data, moved if isinstance(target, list) else moved[0]
 
     def _gradients(self, data: Tensor, target: Any, precision: Precision) -> tuple[float, float]:
         """Loss, and norm of the gradients before they were clipped."""
@@ -484,38 +346,9 @@ class UMambaSegTrainer(nnUNetTrainer):
         if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules()):
             return 0
         batches = (self._next(self.dataloader_train)["data"].to(self.device) for _ in range(_STATISTICS_BATCHES))
-        with self._precision_now().autocast(self.device):
+        with self.precision_now().autocast(self.device):
             update_bn(batches, network)
         return _STATISTICS_BATCHES
-
-    def validation_step(self, batch: dict) -> dict:
-        """Loss, and voxels per foreground class or region that are right, too many and missed.
-
-        As nnU-Net's, in the precision of the training.
-        """
-        data, target = self._on_device(batch)
-        with self._precision_now().autocast(self.device):
-            output = self.plain_network(data)
-            loss = self.loss(output, target)
-        if self.enable_deep_supervision:
-            output, target = output[0], target[0]
-        regions, ignored = self.label_manager.has_regions, None
-        if self.label_manager.has_ignore_label:
-            if regions:  # the last channel of the target
-                target, ignored = target[:, :-1], target[:, -1:].bool()
-            else:
-                ignored = target == self.label_manager.ignore_label
-                target = target.masked_fill(ignored, 0)
-        if regions:
-            predicted = (output.sigmoid() > 0.5).long()
-        else:
-            predicted = torch.zeros_like(output, dtype=torch.float16).scatter_(1, output.argmax(1, keepdim=True), 1)
-        axes = [0, *range(2, output.ndim)]
-        mask = None if ignored is None else (~ignored).float()
-        tp, fp, fn, _ = get_tp_fp_fn_tn(predicted, target, axes=axes, mask=mask)
-        foreground = slice(0 if regions else 1, None)
-        found = {"tp_hard": tp, "fp_hard": fp, "fn_hard": fn}
-        return {"loss": float(loss)} | {key: value.cpu().numpy()[foreground] for key, value in found.items()}
 
     # ---------------------------------------------------------------------------------------------- bad numbers, ends
 
@@ -600,7 +433,7 @@ class UMambaSegTrainer(nnUNetTrainer):
             self._save(BEST, BEST_PTH)
         self.logger.plot_progress_png(self.output_folder)
         self._write_record()
-        dice = dict(zip(self._foreground_names(), _plain(last["dice_per_class_or_region"]), strict=True))
+        dice = dict(zip(self.foreground_names(), plain(last["dice_per_class_or_region"]), strict=True))
         self._log_epoch(epoch, last, dice, seconds, self.epoch_times)
 
     def _note(self, kind: str, **values) -> None:
@@ -645,82 +478,44 @@ class UMambaSegTrainer(nnUNetTrainer):
             "parameters": sum(weight.numel() for weight in self.network.parameters()),
             "iterations": self.iterations,
             "seconds": self.clock.spent,
-            "logging": _plain(self.logger.get_checkpoint()),
+            "logging": plain(self.logger.get_checkpoint()),
         }
         write_json(Path(self.output_folder) / "training.json", record)
-
-    def _foreground_names(self) -> list[str]:
-        """In the order of nnU-Net's pseudo Dice: regions as dataset.json lists them, labels by value."""
-        labels = Labels.from_json(self.dataset_json, Path("dataset.json"))
-        if labels.has_regions:
-            return list(labels.foreground)
-        return sorted(labels.foreground, key=lambda name: labels.foreground[name])
-
-    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        """nnU-Net's validation of the held-out cases, behind a bar that moves when a case is loaded.
-
-        Several processes share the cases in nnU-Net's own way.
-        """
-        self.network = self.plain_network
-        self.is_ddp = self.group.size > 1
-        _, cases = self.do_split()
-        plain = self.dataset_class
-        with step_bar("validating", len(cases) // self.group.size) as bar:
-
-            class Counted(plain):  # type: ignore[valid-type, misc]
-                def load_case(self, identifier):
-                    bar.update()
-                    return super().load_case(identifier)
-
-            self.dataset_class = Counted
-            super().perform_actual_validation(save_probabilities)
-        self.dataset_class, self.is_ddp = plain, False
 
     # --------------------------------------------------------------------------------------------------- checkpoints
 
     def save_checkpoint(self, filename: str) -> None:
         """Write network, optimizer and all that training needs to go on from here; see :func:`write_checkpoint`."""
         tensors, groups = optimizer_tensors(self.optimizer)
-        state = {
-            "options": self.options.model_dump(),
-            "prediction": self._prediction(),
-            "optimizer": groups,
-            "grad_scaler": self.grad_scaler.state_dict(),
-            "recovery": self.recovery.state_dict(),
-            "logging": _plain(self.logger.get_checkpoint()),
-            "best_ema": self._best_ema,
-            "epoch": self.current_epoch,
-            "step": self.step,
-            "iterations": self.iterations,
-            "drawn": self.drawn,
-            "validated": self.validated,
-            "losses": self.losses,
-            "epoch_seconds": time.time() - self._epoch_started,
-            "schedule_start": self.schedule_start,
-            "seconds_spent": self.clock.spent,
-            "threads": torch.get_num_threads(),
-        }
+        state = State(
+            options=self.options.model_dump(),
+            prediction=self.prediction(),
+            optimizer=groups,
+            grad_scaler=self.grad_scaler.state_dict(),
+            recovery=self.recovery.state_dict(),
+            logging=plain(self.logger.get_checkpoint()),
+            best_ema=self._best_ema,
+            epoch=self.current_epoch,
+            step=self.step,
+            iterations=self.iterations,
+            drawn=self.drawn,
+            validated=self.validated,
+            losses=self.losses,
+            schedule_start=self.schedule_start,
+            epoch_seconds=time.time() - self._epoch_started,
+            seconds_spent=self.clock.spent,
+            threads=torch.get_num_threads(),
+        )
         path = Path(filename)
         previous = path.with_name(PREVIOUS) if path.name == LATEST else None
-        write_checkpoint(path, tensors | network_tensors(self.plain_network.state_dict()), state, previous=previous)
-
-    def _prediction(self) -> dict:
-        """What nnU-Net's predictor asks of a checkpoint beside the weights.
-
-        ``trainer_name`` names nnU-Net's own trainer: it looks the class up among its own, and ours adds nothing to
-        prediction (the network is found through the plans).
-        """
-        return {
-            "init_args": {"configuration": self.configuration_name, "fold": self.fold},
-            "trainer_name": nnUNetTrainer.__name__,
-            "inference_allowed_mirroring_axes": _plain(self.inference_allowed_mirroring_axes),
-        }
+        tensors |= network_tensors(self.plain_network.state_dict())
+        write_checkpoint(path, tensors, state.model_dump(), previous=previous)
 
     def _save(self, name: str, pth: str) -> None:
         """A checkpoint, and beside it the network in nnU-Net's form."""
         folder = Path(self.output_folder)
         self.save_checkpoint(str(folder / name))
-        save_pth(folder / pth, {"network_weights": self.plain_network.state_dict()} | self._prediction())
+        save_pth(folder / pth, {"network_weights": self.plain_network.state_dict()} | self.prediction())
 
     def _save_latest(self) -> None:
         if self.group.leads:
@@ -734,35 +529,36 @@ class UMambaSegTrainer(nnUNetTrainer):
             UserError: It is missing or damaged, or does not fit the plans.
         """
         path = Path(filename_or_checkpoint)
-        self.restore(path, *read_checkpoint(path))
+        tensors, state = read_checkpoint(path)
+        self.restore(path, tensors, State.read(state, path))
 
-    def restore(self, path: Path, tensors: dict[str, Tensor], state: dict) -> None:
-        """As :meth:`load_checkpoint`, from what :func:`read_checkpoint` gave for ``path``."""
+    def restore(self, path: Path, tensors: dict[str, Tensor], state: State) -> None:
+        """As :meth:`load_checkpoint`, from what was read of ``path``."""
         if not self.was_initialized:
             self.initialize()
         load_weights(self.plain_network, {"network_weights": weights_of(tensors)}, path)
-        load_optimizer(self.optimizer, tensors, state["optimizer"])
-        if self.grad_scaler.is_enabled() and state["grad_scaler"]:
-            self.grad_scaler.load_state_dict(state["grad_scaler"])
-        self.recovery.load_state_dict(state["recovery"])
-        self.logger.load_checkpoint(state["logging"])
-        self._best_ema = state["best_ema"]
-        self.current_epoch, self.step = state["epoch"], state["step"]
-        self.iterations, self.drawn, self.validated = state["iterations"], state["drawn"], state["validated"]
-        self.losses = state["losses"]
-        self.schedule_start = state["schedule_start"]
-        self._epoch_started = time.time() - state["epoch_seconds"]
+        load_optimizer(self.optimizer, tensors, state.optimizer)
+        if self.grad_scaler.is_enabled() and state.grad_scaler:
+            self.grad_scaler.load_state_dict(state.grad_scaler)
+        self.recovery.load_state_dict(state.recovery)
+        self.logger.load_checkpoint(state.logging)
+        self._best_ema = state.best_ema
+        self.current_epoch, self.step = state.epoch, state.step
+        self.iterations, self.drawn, self.validated = state.iterations, state.drawn, state.validated
+        self.losses = state.losses
+        self.schedule_start = state.schedule_start
+        self._epoch_started = time.time() - state.epoch_seconds
         if self.step:
             self.logger.get_checkpoint()["epoch_start_timestamps"][-1] = self._epoch_started  # without the pause
         running = self.clock.is_running
-        self.clock = Clock(self.clock.limit, state["seconds_spent"])
+        self.clock = Clock(self.clock.limit, state.seconds_spent)
         if running:
             self.clock.start()
-        self.inference_allowed_mirroring_axes = state["prediction"]["inference_allowed_mirroring_axes"]
-        if self.options.deterministic and state["threads"] != torch.get_num_threads():
+        self.inference_allowed_mirroring_axes = state.prediction["inference_allowed_mirroring_axes"]
+        if self.options.deterministic and state.threads != torch.get_num_threads():
             logger.warning(
                 "%s: trained with %d threads, now there are %d: sums may differ in their last bits",
-                path, state["threads"], torch.get_num_threads(),
+                path, state.threads, torch.get_num_threads(),
             )  # fmt: skip
 
     def begin_extension(self) -> None:
