@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +24,15 @@ def shared_data() -> Callable[[str], Path]:
         return root / name
 
     return find
+
+
+@pytest.fixture(autouse=True)
+def _fresh_loggers() -> None:
+    """As in a new process: a command of the test before may have configured them."""
+    for name in ("umamba_seg", "umamba_kernels"):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [], True
+        logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture

@@ -62,7 +62,6 @@ def test_processes_of_a_distributed_training_share_the_machine(machine, cores, g
 
 def test_requests_win_over_nnunets_variable_and_that_over_the_machine(machine, monkeypatch, caplog):
     machine(16, 64)
-    monkeypatch.setattr(settings.logger, "propagate", True)  # a command before may have configured it
     monkeypatch.setenv("nnUNet_n_proc_DA", "5")
     with caplog.at_level("INFO", "umamba_seg"):
         assert settings.augmentation_workers(None, True, PATCH, items=2) == 5

@@ -339,7 +339,7 @@ def model(tmp_path) -> Path:
         PLANS_TABLE: table,
     }
     write_json(tmp_path / "plans.json", plans)
-    write_json(tmp_path / "dataset.json", description(["CT"], ORGANS))
+    write_json(tmp_path / "dataset.json", description(["CT"], ORGANS) | {"file_ending": ".nii.gz"})
     return tmp_path
 
 
