@@ -244,3 +244,10 @@ def test_neighbouring_labels_have_distinct_colours():
     colours = [figures.colour(label) for label in range(1, 40)]
     assert len(set(colours)) == len(colours)
     assert all(re.fullmatch("#[0-9a-f]{6}", text) for text in colours)
+
+
+def test_says_where_the_time_of_training_steps_went(report, tmp_path):
+    seconds = {"loader": 1.0, "forward_backward": 6.0, "step": 2.0, "other": 1.0, "all": 10.0}
+    epoch = {f"seconds/{part}": value for part, value in seconds.items()}
+    page = _page(replace(report, logging=LOGGING, epochs=[epoch] * EPOCHS), tmp_path)
+    assert "Training steps: waiting for data 10%, forward and backward pass 60%, clipping and optimizer 20%" in page
