@@ -49,10 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in _USERS_ERRNO:
             raise
-        print(
-            f"umamba-seg: {error.filename}: {error.strerror}; check the path, its permissions and the disk",
-            file=sys.stderr,
-        )
+        where = error.filename or "a file that was being written"
+        remedy = "check the path, its permissions and the disk"
+        print(f"umamba-seg: {where}: {error.strerror}; {remedy}", file=sys.stderr)
         return 2
     except Stopped as stop:
         print(f"umamba-seg: stopped by {signal.Signals(stop.signum).name}; continue with --c", file=sys.stderr)

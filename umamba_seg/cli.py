@@ -244,7 +244,7 @@ def _train(verbs: argparse._SubParsersAction) -> None:
         "--deterministic",
         action="store_true",
         default=None,
-        help="take only algorithms that always give the same bits; slower on a GPU",
+        help="take algorithms that always give the same bits; on a GPU slower, and torch warns of those that it lacks",
     )
     parser.add_argument(
         "--precision",

@@ -229,8 +229,9 @@ def train(args: Namespace) -> dict | None:
         "precision": args.precision,
         "checkpoint_minutes": args.checkpoint_minutes,
     }
-    if args.pretrained and args.resume:
-        raise UserError("--pretrained", "does not go with --c: a checkpoint has its own weights", "leave out one")
+    if args.pretrained and (args.resume or args.only_validation):
+        what = "does not go with --c or --val: a checkpoint has its own weights"
+        raise UserError("--pretrained", what, "leave out one")
     return _train_fold(
         args,
         goes_on=args.resume or args.only_validation,

@@ -1,6 +1,8 @@
 """What goes wrong in trainings of tests: each function arranges for it in the process that it is called in."""
 
+import os
 import shutil
+import signal
 import time
 from functools import partial
 from types import SimpleNamespace
@@ -47,6 +49,17 @@ def overflow(first: int, times: int) -> None:
     UMambaSegTrainer._train_iteration = step
 
 
+def slow(seconds: float) -> None:
+    """Every batch takes so much longer."""
+    batch_of = Samples.batch
+
+    def batch(self, drawn):
+        time.sleep(seconds)
+        return batch_of(self, drawn)
+
+    Samples.batch = batch
+
+
 def stall(number: int, limit: float) -> None:
     """Training batch ``number`` never comes; the watchdog waits for ``limit`` seconds."""
     batch_of = Samples.batch
@@ -78,3 +91,15 @@ def first_gradients(file: str) -> None:
         raise KeyboardInterrupt
 
     UMambaSegTrainer._train_iteration = iteration
+
+
+def signal_at_the_end() -> None:
+    """SIGTERM comes while the last epoch is ended."""
+    end_of = UMambaSegTrainer._end_epoch
+
+    def end(self):
+        if self.current_epoch + 1 == self.num_epochs:
+            os.kill(os.getpid(), signal.SIGTERM)
+        end_of(self)
+
+    UMambaSegTrainer._end_epoch = end

@@ -146,7 +146,7 @@ def test_an_optimizer_goes_on_with_the_same_bits(path, kind):
     second = kind(other.parameters())
     read, state = read_checkpoint(path)
     other.load_state_dict(weights_of(read))
-    load_optimizer(second, read, state["groups"])
+    load_optimizer(second, read, state["groups"], path)
     for optimizer, module in ((first, one), (second, other)):
         step(optimizer, module)
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))

@@ -95,5 +95,9 @@ def test_torchrun_tells_who_is_who(monkeypatch):
         monkeypatch.setenv(name, value)
     group = Group.of_environment()
     assert (group.rank, group.size, group.local_rank, group.local_size, group.leads) == (5, 8, 1, 4, False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     assert group.device(torch.device("cuda")) == torch.device("cuda", 1)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UserError, match="4 processes: there are 1 GPUs on this machine; start one for each"):
+        group.device(torch.device("cuda"))
     assert group.device(torch.device("cpu")) == torch.device("cpu")

@@ -10,6 +10,7 @@ from umamba_seg.plan.options import TrainingOptions
 from umamba_seg.train import run
 from umamba_seg.train.checkpoints import write_checkpoint
 from umamba_seg.train.distributed import Group
+from umamba_seg.train.sentinel import Recovery
 from umamba_seg.train.state import State
 
 PLANNED = {"patch_size": [40, 56, 40], "batch_size": 7, "planning": {"estimated_bytes": 3 * 2**30}}
@@ -85,8 +86,9 @@ def test_other_errors_are_not_taken_for_it(trainer):
 
 
 STATE = State(
-    options={}, prediction={}, optimizer=[], grad_scaler={}, recovery={}, logging={}, best_ema=None, epoch=3, step=0,
-    iterations=9, drawn=9, validated=3, losses=[], schedule_start=0, epoch_seconds=1.0, seconds_spent=9.0, threads=1,
+    options={}, prediction={}, optimizer=[], grad_scaler={}, recovery=Recovery(), logging={}, best_ema=None,
+    epoch=3, step=0, iterations=9, drawn=9, validated=3, losses=[], schedule_start=0,
+    epoch_seconds=1.0, seconds_spent=9.0, closing_seconds=1.0, threads=1,
 )  # fmt: skip
 
 
@@ -112,7 +114,13 @@ def test_only_what_is_finished_is_extended(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("state", "named"), [({"epoch": "three"}, "epoch"), ([1, 2], "it is no table"), ({"surplus": 1}, "surplus")]
+    ("state", "named"),
+    [
+        ({"epoch": "three"}, "epoch"),
+        ({"recovery": {"evil": 1}}, "recovery"),
+        ([1, 2], "it is no table"),
+        ({"surplus": 1}, "surplus"),
+    ],
 )
 def test_a_state_of_something_else_is_refused(tmp_path, state, named):
     whole = tmp_path / "checkpoint_latest.safetensors"

@@ -6,7 +6,6 @@ from pathlib import Path
 
 TRAINER_NAME = "UMambaSegTrainer"  # result folders are named after the trainer's class
 
-# In the order in which a training is continued from them: an older one where a newer is missing or damaged.
 CHECKPOINTS = tuple(f"checkpoint_{name}.safetensors" for name in ("final", "latest", "previous", "best"))
 FINAL, LATEST, PREVIOUS, BEST = CHECKPOINTS
 FINAL_PTH, BEST_PTH = "checkpoint_final.pth", "checkpoint_best.pth"  # in nnU-Net's form, for prediction
@@ -23,5 +22,6 @@ def trained_files(fold_folder: Path) -> list[Path]:
 
 
 def resumable(fold_folder: Path) -> list[Path]:
-    """Those of a fold that a training could be continued from, the first choice first."""
-    return [fold_folder / name for name in CHECKPOINTS if (fold_folder / name).is_file()]
+    """Those of a fold that a training could be continued from, the first choice first: the final one, then by age."""
+    found = [fold_folder / name for name in CHECKPOINTS if (fold_folder / name).is_file()]
+    return sorted(found, key=lambda path: (path.name == FINAL, path.stat().st_mtime_ns), reverse=True)

@@ -60,7 +60,7 @@ def write_checkpoint(path: Path, tensors: dict[str, Tensor], state: dict, *, pre
         previous: Under which name the checkpoint is kept that was at ``path``; without it, it is replaced.
 
     Raises:
-        UserError: The disk is full or refuses. What was at ``path`` is still there.
+        UserError: The disk is full or refuses. What was at ``path`` is still there, or at ``previous``.
     """
     tensors = _storable(tensors)
     text = json.dumps(state)
@@ -90,7 +90,10 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict]:
         raise UserError(path, "is no checkpoint of this version of umamba-seg", "use one that it wrote")
     if metadata["crc32"] != _checksum(metadata["state"], tensors):
         raise UserError(path, "is damaged (its content does not have the checksum that it had)", _REMEDY_DAMAGED)
-    return tensors, json.loads(metadata["state"])
+    try:
+        return tensors, json.loads(metadata["state"])
+    except (ValueError, RecursionError):
+        raise UserError(path, "is damaged (its state is not JSON)", _REMEDY_DAMAGED) from None
 
 
 def _storable(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -160,8 +163,22 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tenso
     return tensors, content["param_groups"]
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], groups: list[dict]) -> None:
-    """The reverse of :func:`optimizer_tensors`. What is as large as its weight gets the weight's memory layout."""
+def load_optimizer(
+    optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], groups: list[dict], path: Path
+) -> None:
+    """The reverse of :func:`optimizer_tensors`. What is as large as its weight gets the weight's memory layout.
+
+    Raises:
+        UserError: What is in ``path`` is of another optimizer or network.
+    """
+    try:
+        _load_optimizer(optimizer, tensors, groups)
+    except (LookupError, ValueError) as error:
+        what = f"its optimizer does not fit that of the plans ({_first_line(error)})"
+        raise UserError(path, what, "restore the plans.json that the fold was trained with") from None
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], groups: list[dict]) -> None:
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     memory: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():

@@ -49,8 +49,17 @@ class Group:
         return self.rank == 0
 
     def device(self, wanted: torch.device) -> torch.device:
-        """The device of this process: on GPUs the one of its number."""
-        return torch.device("cuda", self.local_rank) if wanted.type == "cuda" else wanted
+        """The device of this process: on GPUs the one of its number.
+
+        Raises:
+            UserError: There are fewer GPUs.
+        """
+        if wanted.type != "cuda":
+            return wanted
+        if self.local_rank >= (there := torch.cuda.device_count()):
+            remedy = f"start one for each: torchrun --nproc-per-node {there}"
+            raise UserError(f"{self.local_size} processes", f"there are {there} GPUs on this machine", remedy)
+        return torch.device("cuda", self.local_rank)
 
     def join(self, device: torch.device) -> None:
         """Meet the others, over nccl on GPUs and gloo elsewhere."""

@@ -19,16 +19,6 @@ from umamba_seg.plan.step import device_name
 _FILE = "run.json"
 
 
-def trained_options(fold_folder: Path) -> TrainingOptions | None:
-    """The options of a training that was started before, None when there is none.
-
-    Raises:
-        UserError: The file holds unknown or impossible ones.
-    """
-    path = fold_folder / _FILE
-    return TrainingOptions.read(read_json(path)["training"], str(path)) if path.is_file() else None
-
-
 def record_start(
     fold_folder: Path,
     planned: TrainingOptions,

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from umamba_seg.errors import UserError
+from umamba_seg.train.sentinel import Recovery
 
 
 class State(BaseModel):
@@ -29,6 +30,7 @@ class State(BaseModel):
         schedule_start: Epoch in which the schedule began.
         epoch_seconds: Since the epoch began.
         seconds_spent: Of training in all.
+        closing_seconds: That an epoch takes after its last training iteration.
         threads: Of torch; sums depend on it in their last bits.
     """
 
@@ -38,7 +40,7 @@ class State(BaseModel):
     prediction: dict[str, Any]
     optimizer: list[dict[str, Any]]
     grad_scaler: dict[str, Any]
-    recovery: dict[str, Any]
+    recovery: Recovery
     logging: dict[str, list]
     best_ema: float | None
     epoch: int
@@ -50,6 +52,7 @@ class State(BaseModel):
     schedule_start: int
     epoch_seconds: float
     seconds_spent: float
+    closing_seconds: float
     threads: int
 
     @classmethod

@@ -12,6 +12,7 @@ import math
 import os
 import signal
 import sys
+import threading
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -137,21 +138,27 @@ class UMambaSegTrainer(BaseTrainer):
         """
         self.clock.start()
         self._watchdog = Watchdog(self._end_stalled)
-        with self._stop, step_bar("training", self._bar_total()) as bar:
-            try:
-                self._run_epochs(bar)
-            except Stopped as stop:
-                self._save_latest()
-                self._note("end", reason=signal.Signals(stop.signum).name)
-                raise
-            finally:
-                self._watchdog.close()
-                self._close_loaders()
-                if self.records is not None:
-                    self.records.close()
-        self.clock.stop()
-        with quiet():
-            self.on_train_end()
+        try:
+            with self._stop:
+                with step_bar("training", self._bar_total()) as bar:
+                    self._run_epochs(bar)
+                self.clock.stop()
+                self.on_train_end()
+                if signum := self._agree()[0]:  # it came after the last iteration: the final validation is left to --c
+                    raise Stopped(signum)
+        except Stopped as stop:
+            self._note("end", reason=signal.Signals(stop.signum).name)
+            raise
+        finally:
+            self._watchdog.close()
+            self.close()
+
+    def close(self) -> None:
+        """End the loaders and the records."""
+        self.dataloader_train.close()
+        self.dataloader_val.close()
+        if self.records is not None:
+            self.records.close()
 
     def on_train_start(self) -> None:
         """Make what training needs, and a checkpoint to go back to."""
@@ -179,6 +186,9 @@ class UMambaSegTrainer(BaseTrainer):
                 self._end_epoch()
             except _Rewind:
                 self._rewind()
+            except Stopped:
+                self._save_latest()
+                raise
         logger.info("training ends: %s", end)
         self._note("end", reason=end)
 
@@ -214,10 +224,11 @@ class UMambaSegTrainer(BaseTrainer):
         """Of the moment: the schedule's, less what the recovery from bad numbers has taken off."""
         epochs, done = self.num_epochs - self.schedule_start, self.current_epoch - self.schedule_start
         warmup = self.options.warmup_epochs or (1 if self.schedule_start else 0)  # an extension begins gently
+        warmup = min(warmup, epochs // 2)
         progress = self._progress
         if done < warmup:  # otherwise it changes from epoch to epoch, as nnU-Net's does
             progress = max(progress, (done + self.step / self.num_iterations_per_epoch) / epochs)
-        rate = learning_rate(self.options, progress, min(warmup / max(epochs, 1), 1.0))
+        rate = learning_rate(self.options, progress, warmup / max(epochs, 1))
         return rate * self.recovery.learning_rate_factor
 
     def _train_epoch(self, bar: tqdm) -> None:
@@ -254,7 +265,7 @@ class UMambaSegTrainer(BaseTrainer):
         with self.times.loader, self._watchdog.waiting_for(_NEXT_BATCH, loader.state), listening:
             try:
                 return next(loader)
-            except UserError:
+            except (UserError, RuntimeError):  # the latter when a worker failed by a bug
                 self._save_latest()
                 raise
 
@@ -264,7 +275,7 @@ class UMambaSegTrainer(BaseTrainer):
         precision = self.precision_now()
         self._buffers.keep()
         loss, norm = self._gradients(data, target, precision)
-        while not self._all_finite(loss, norm):
+        while not (math.isfinite(loss) and math.isfinite(norm)):
             if self._recover(batch["keys"], data, target, precision) is Action.SKIP:
                 break
             precision = self.precision_now()
@@ -276,7 +287,7 @@ class UMambaSegTrainer(BaseTrainer):
         return FLOAT32 if self.recovery.needs_float32(self.iterations) else self.precision
 
     def _gradients(self, data: Tensor, target: Any, precision: Precision) -> tuple[float, float]:
-        """Loss, and norm of the gradients before they were clipped."""
+        """Loss, and norm of the gradients before they were clipped: the mean over the processes."""
         self._seed_step()
         scaler = self._scaler(precision)
         with self.times.compute:
@@ -291,7 +302,8 @@ class UMambaSegTrainer(BaseTrainer):
             scaler.unscale_(self.optimizer)
             norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.options.gradient_clip)
         values = torch.stack([loss.detach().float(), norm.float()]).tolist()  # the one synchronisation of a step
-        return values[0], values[1]
+        loss, norm = self.group.mean(self.device, *values)  # not finite in all processes if it is so in one
+        return loss, norm
 
     def _seed_step(self) -> None:
         """What is random in the network (dropout) depends on the number of the iteration alone."""
@@ -306,10 +318,6 @@ class UMambaSegTrainer(BaseTrainer):
             scaler.step(self.optimizer)
             scaler.update()
 
-    def _all_finite(self, *values: float) -> bool:
-        bad = not all(map(math.isfinite, values))
-        return not self.group.largest(self.device, bad)[0]
-
     def _validate_epoch(self) -> None:
         """nnU-Net's pseudo Dice. The counts of batches change at its end, so that it may be broken off."""
         before = self.clock.spent
@@ -323,9 +331,8 @@ class UMambaSegTrainer(BaseTrainer):
                 outputs.append(self.validation_step(self._next(self.dataloader_val)))
         counts = {key: np.sum([output[key] for output in outputs], 0) for key in ("tp_hard", "fp_hard", "fn_hard")}
         sums = self.group.sum(self.device, *(float(value) for count in counts.values() for value in count))
-        losses = [float(output["loss"]) for output in outputs]
-        train_loss, val_loss = self.group.mean(self.device, float(np.mean(self.losses)), float(np.mean(losses)))
-        self.logger.log("train_losses", train_loss, self.current_epoch)
+        val_loss = self.group.mean(self.device, float(np.mean([output["loss"] for output in outputs])))[0]
+        self.logger.log("train_losses", float(np.mean(self.losses)), self.current_epoch)
         shared = dict(zip(counts, np.split(np.array(sums), len(counts)), strict=True))
         self.on_validation_epoch_end([{"loss": val_loss, **shared}])
         self.drawn += settled
@@ -345,6 +352,7 @@ class UMambaSegTrainer(BaseTrainer):
         network = self.plain_network
         if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules()):
             return 0
+        self._seed_step()
         batches = (self._next(self.dataloader_train)["data"].to(self.device) for _ in range(_STATISTICS_BATCHES))
         with self.precision_now().autocast(self.device):
             update_bn(batches, network)
@@ -374,31 +382,33 @@ class UMambaSegTrainer(BaseTrainer):
             if self.group.leads:
                 write_json(Path(self.output_folder) / "numerics.json", self.recovery.report())
             raise self.recovery.error(self.output_folder, step)
+        if action is not Action.SKIP:  # after that _apply does it
+            self._scaler(precision).update()  # it takes note of one bad step at a time
         if action is Action.REWIND:
             raise _Rewind
-        if action is Action.RETRY:
-            self._scaler(precision).update()  # it takes note of one bad step at a time
         return action
 
     def _rewind(self) -> None:
-        """What was learnt about the numbers stays."""
-        recovery = self.recovery.state_dict()
-        self._close_loaders()
+        """What was learnt about the numbers stays, and the time is spent."""
+        kept = self.recovery, self.clock, self._best_ema  # the last is that of the file which is there
+        self.close()
         self.load_checkpoint(str(Path(self.output_folder) / LATEST))
-        self.recovery.load_state_dict(recovery)
-        self._save_latest()
+        self.recovery, self.clock, self._best_ema = kept
+        self.group.wait()  # until all have read what is replaced now
         self.dataloader_train, self.dataloader_val = self.get_dataloaders()
+        if self.group.leads:
+            self.records = Records(Path(self.output_folder), self.current_epoch)
+        self._save_latest()
 
     def _end_stalled(self, error: UserError) -> None:
         """Called in the watchdog's thread. While this one waits for data, it changes nothing that is saved."""
-        if error.where == _NEXT_BATCH:
-            self._save_latest()
         print(f"umamba-seg: {error}", file=sys.stderr, flush=True)
-        os._exit(2)
-
-    def _close_loaders(self) -> None:
-        self.dataloader_train.close()
-        self.dataloader_val.close()
+        threading.Timer(60, os._exit, [2]).start()  # the disk of the checkpoint may not answer either
+        try:
+            if error.where == _NEXT_BATCH:
+                self._save_latest()
+        finally:
+            os._exit(2)
 
     def on_train_end(self) -> None:
         """The final checkpoint takes the place of the latest."""
@@ -492,7 +502,7 @@ class UMambaSegTrainer(BaseTrainer):
             prediction=self.prediction(),
             optimizer=groups,
             grad_scaler=self.grad_scaler.state_dict(),
-            recovery=self.recovery.state_dict(),
+            recovery=self.recovery,
             logging=plain(self.logger.get_checkpoint()),
             best_ema=self._best_ema,
             epoch=self.current_epoch,
@@ -504,6 +514,7 @@ class UMambaSegTrainer(BaseTrainer):
             schedule_start=self.schedule_start,
             epoch_seconds=time.time() - self._epoch_started,
             seconds_spent=self.clock.spent,
+            closing_seconds=self._closing,
             threads=torch.get_num_threads(),
         )
         path = Path(filename)
@@ -537,16 +548,16 @@ class UMambaSegTrainer(BaseTrainer):
         if not self.was_initialized:
             self.initialize()
         load_weights(self.plain_network, {"network_weights": weights_of(tensors)}, path)
-        load_optimizer(self.optimizer, tensors, state.optimizer)
+        load_optimizer(self.optimizer, tensors, state.optimizer, path)
         if self.grad_scaler.is_enabled() and state.grad_scaler:
             self.grad_scaler.load_state_dict(state.grad_scaler)
-        self.recovery.load_state_dict(state.recovery)
+        self.recovery = state.recovery
         self.logger.load_checkpoint(state.logging)
         self._best_ema = state.best_ema
         self.current_epoch, self.step = state.epoch, state.step
         self.iterations, self.drawn, self.validated = state.iterations, state.drawn, state.validated
         self.losses = state.losses
-        self.schedule_start = state.schedule_start
+        self.schedule_start, self._closing = state.schedule_start, state.closing_seconds
         self._epoch_started = time.time() - state.epoch_seconds
         if self.step:
             self.logger.get_checkpoint()["epoch_start_timestamps"][-1] = self._epoch_started  # without the pause
