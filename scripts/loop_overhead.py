@@ -167,7 +167,7 @@ def measure(plans: dict, configuration: str, dataset_json: dict, device: torch.d
         "configuration": configuration,
         "patch": "x".join(map(str, planned.patch_size)),
         "batch": planned.batch_size,
-        "precision": str(trainer.precision.dtype).removeprefix("torch."),
+        "precision": trainer.precision.name,
         "steps": turns * length,
         "bare ms": f"{bare_ms:.1f}",
         "trainer ms": f"{trainer_ms:.1f}",

@@ -47,8 +47,11 @@ def read_json(path: Path) -> dict[str, Any]:
 def write_json(path: Path, content: object) -> None:
     """Write ``content`` as indented JSON, under another name first, so that ``path`` is never half written."""
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")  # the folds of a model write the same files at once
-    part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    part.replace(path)
+    try:
+        part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)  # of a disk that is full
 
 
 def move_into_place(part: Path, path: Path) -> None:

@@ -46,7 +46,7 @@ def train(trainer, error: Exception) -> None:
         raise error
 
     trainer.run_training = fail
-    run._train(trainer, PLANS, None, None)
+    run._train(trainer, PLANS, TrainingOptions(), None, None)
 
 
 @pytest.mark.parametrize(

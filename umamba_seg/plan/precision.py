@@ -22,6 +22,11 @@ class Precision:
     dtype: torch.dtype
 
     @property
+    def name(self) -> str:
+        """As the training options call it."""
+        return str(self.dtype).removeprefix("torch.")
+
+    @property
     def needs_scaler(self) -> bool:
         """Whether small gradients would be lost without a GradScaler: float16 has five bits of exponent."""
         return self.dtype == torch.float16

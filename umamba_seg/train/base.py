@@ -167,10 +167,10 @@ class BaseTrainer(nnUNetTrainer):
             )
             return Loader(samples, start, workers, pin=self.device.type == "cuda")
 
-        plain = self.get_validation_transforms(scales, **common)
+        unaltered = self.get_validation_transforms(scales, **common)
         return (
             loader(training, initial_patch_size, augmentation, _TRAINING, self.drawn, self.workers),
-            loader(validation, patch_size, plain, _VALIDATION, self.validated, min(1, self.workers)),
+            loader(validation, patch_size, unaltered, _VALIDATION, self.validated, min(1, self.workers)),
         )
 
     @property
@@ -231,17 +231,17 @@ class BaseTrainer(nnUNetTrainer):
         self.network = self.plain_network
         self.is_ddp = self.group.size > 1
         _, cases = self.do_split()
-        plain = self.dataset_class
+        uncounted = self.dataset_class
         with step_bar("validating", len(cases) // self.group.size) as bar:
 
-            class Counted(plain):  # type: ignore[valid-type, misc]
+            class Counted(uncounted):  # type: ignore[valid-type, misc]
                 def load_case(self, identifier):
                     bar.update()
                     return super().load_case(identifier)
 
             self.dataset_class = Counted
             super().perform_actual_validation(save_probabilities)
-        self.dataset_class, self.is_ddp = plain, False
+        self.dataset_class, self.is_ddp = uncounted, False
 
     # ---------------------------------------------------------------------------------------------------- prediction
 

@@ -112,7 +112,7 @@ def train_fold(
                 trainer.workers = _workers(trainer, workers)
                 if extra_epochs:
                     trainer.begin_extension()
-                _train(trainer, plans, saved, report)
+                _train(trainer, plans, planned, saved, report)
             elif saved is not None and not saved.is_final:
                 logger.warning("the training is not finished: %s is validated", saved.path.name)
             return _validate(trainer, save_probabilities)
@@ -177,7 +177,9 @@ def _weights(trainer: UMambaSegTrainer, saved: _Saved | None, pretrained: Path |
     return report.as_json()
 
 
-def _train(trainer: UMambaSegTrainer, plans: dict, saved: _Saved | None, pretrained: dict | None) -> None:
+def _train(
+    trainer: UMambaSegTrainer, plans: dict, planned: TrainingOptions, saved: _Saved | None, pretrained: dict | None
+) -> None:
     if trainer.progress >= 1:
         logger.warning("nothing is left to train: give more with `umamba-seg extend --epochs N`")
     logger.info("training %s", trainer.output_folder)
@@ -190,7 +192,7 @@ def _train(trainer: UMambaSegTrainer, plans: dict, saved: _Saved | None, pretrai
         begins = "pretrained weights" if pretrained else "the beginning"
         record_start(
             Path(trainer.output_folder),
-            TrainingOptions.read(plans[PLANS_TABLE]["training"], "plans"),
+            planned,
             trainer.options,
             device=trainer.device,
             processes=trainer.group.size,

@@ -28,7 +28,7 @@ class State(BaseModel):
         drawn, validated: Batches of training and of validation that were used.
         losses: Of the iterations of this epoch.
         schedule_start: Epoch in which the schedule began.
-        epoch_seconds: Since the epoch began.
+        epoch_seconds: Since the epoch began; 0 between epochs.
         seconds_spent: Of training in all.
         closing_seconds: That an epoch takes after its last training iteration.
         threads: Of torch; sums depend on it in their last bits.

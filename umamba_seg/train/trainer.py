@@ -112,7 +112,6 @@ class UMambaSegTrainer(BaseTrainer):
 
         self._progress = 0.0
         self._closing = 0.0  # seconds that an epoch takes after its last training iteration
-        self._epoch_started = time.time()
         self._saved = time.monotonic()
         self._stop = StopRequest()
 
@@ -236,7 +235,6 @@ class UMambaSegTrainer(BaseTrainer):
             with quiet():  # nnU-Net remarks on logging twice, when an epoch begins again
                 self.on_epoch_start()
                 self.on_train_epoch_start()
-            self._epoch_started = time.time()
         self.network.train()
         begun = self.step
         self.times.take(0)  # what lies between the training steps of two epochs does not count
@@ -374,8 +372,7 @@ class UMambaSegTrainer(BaseTrainer):
             self.plain_network, self.loss, data, target, keys, lambda: precision.autocast(self.device), scale or 1.0
         )
         blame = worst(self.group.gather(found))
-        name = str(precision.dtype).removeprefix("torch.")
-        step = BadStep(self.current_epoch, self.iterations, name, self.learning_rate(), scale, blame)
+        step = BadStep(self.current_epoch, self.iterations, precision.name, self.learning_rate(), scale, blame)
         action = self.recovery.decide(step)
         self._note("recovery", action=action.value, epoch=step.epoch, iteration=step.iteration, found=step.found)
         if action is Action.GIVE_UP:
@@ -431,9 +428,9 @@ class UMambaSegTrainer(BaseTrainer):
     def _end_epoch(self) -> None:
         epoch = self.current_epoch
         self.logger.log("epoch_end_timestamps", time.time(), epoch)
-        seconds = time.time() - self._epoch_started
         self.current_epoch, self.step, self.losses = epoch + 1, 0, []
         last = {name: values[-1] for name, values in self.logger.get_checkpoint().items()}
+        seconds = last["epoch_end_timestamps"] - last["epoch_start_timestamps"]
         is_best = self._best_ema is None or last["ema_fg_dice"] > self._best_ema
         if is_best:
             self._best_ema = float(last["ema_fg_dice"])
@@ -512,7 +509,7 @@ class UMambaSegTrainer(BaseTrainer):
             validated=self.validated,
             losses=self.losses,
             schedule_start=self.schedule_start,
-            epoch_seconds=time.time() - self._epoch_started,
+            epoch_seconds=self._epoch_seconds(),
             seconds_spent=self.clock.spent,
             closing_seconds=self._closing,
             threads=torch.get_num_threads(),
@@ -521,6 +518,11 @@ class UMambaSegTrainer(BaseTrainer):
         previous = path.with_name(PREVIOUS) if path.name == LATEST else None
         tensors |= network_tensors(self.plain_network.state_dict())
         write_checkpoint(path, tensors, state.model_dump(), previous=previous)
+
+    def _epoch_seconds(self) -> float:
+        """Since this epoch began; 0 between epochs."""
+        starts: list[float] = self.logger.get_checkpoint()["epoch_start_timestamps"]
+        return time.time() - starts[-1] if self.step else 0.0
 
     def _save(self, name: str, pth: str) -> None:
         """A checkpoint, and beside it the network in nnU-Net's form."""
@@ -558,9 +560,8 @@ class UMambaSegTrainer(BaseTrainer):
         self.iterations, self.drawn, self.validated = state.iterations, state.drawn, state.validated
         self.losses = state.losses
         self.schedule_start, self._closing = state.schedule_start, state.closing_seconds
-        self._epoch_started = time.time() - state.epoch_seconds
-        if self.step:
-            self.logger.get_checkpoint()["epoch_start_timestamps"][-1] = self._epoch_started  # without the pause
+        if self.step:  # the pause does not count
+            self.logger.get_checkpoint()["epoch_start_timestamps"][-1] = time.time() - state.epoch_seconds
         running = self.clock.is_running
         self.clock = Clock(self.clock.limit, state.seconds_spent)
         if running:
