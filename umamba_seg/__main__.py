@@ -35,14 +35,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb and return the exit code."""
     arguments = build_parser().parse_args(argv)
 
-    from umamba_seg import commands, log, quickstart
+    from umamba_seg import log
 
-    run = quickstart.run if arguments.verb == "quickstart" else getattr(commands, arguments.verb)
     log.configure(arguments.verbose)
     code = 0
     try:
         with log.only_messages() if arguments.json else nullcontext():
-            result = run(arguments)
+            result = arguments.run(arguments)
     except UserError as error:
         print(f"umamba-seg: {error}", file=sys.stderr)
         result, code = error.result, 3 if isinstance(error, CasesFailed) else 2

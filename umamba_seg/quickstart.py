@@ -8,7 +8,7 @@ import time
 from argparse import Namespace
 from pathlib import Path
 
-from umamba_seg import cli, commands
+from umamba_seg import cli
 from umamba_seg.config import read_quickstart
 from umamba_seg.datasets.raw import find_cases
 from umamba_seg.errors import UserError
@@ -24,7 +24,7 @@ def _run(*words: object) -> dict:
     argv = [str(word) for word in words]
     logger.info("\n$ umamba-seg %s", shlex.join(argv))
     arguments = cli.build_parser().parse_args(argv)
-    return getattr(commands, arguments.verb)(arguments)
+    return arguments.run(arguments)
 
 
 def _empty(folder: Path) -> None:
