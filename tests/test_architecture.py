@@ -18,8 +18,8 @@ NNUNET_ROOMS = {
     "preprocess",
     "train.base",
     "train.data",
-    "predict",
-    "evaluate",
+    "predict.predictor",
+    "evaluate.summary",
 }
 
 

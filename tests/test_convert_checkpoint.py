@@ -169,7 +169,7 @@ def rewritten(path: Path, change) -> None:
 
 
 def test_official_model_predicts_after_its_conversion(convert, umamba_seg, official, network, tmp_path):
-    from umamba_seg.predict import Predictor
+    from umamba_seg.predict.predictor import Predictor
 
     (official.folder / "dataset_fingerprint.json").write_text('{"spacings": [[2.0, 1.0, 1.0]]}')
     result = convert().succeeded().result

@@ -23,7 +23,7 @@ def predict(args: Namespace) -> dict:
     list_images(Path(args.i), read_description(model / "dataset.json")["file_ending"])
 
     settings.configure_nnunet(settings.cores())  # nnU-Net's predictor takes it for the number of torch's threads
-    from umamba_seg.predict import Predictor
+    from umamba_seg.predict.predictor import Predictor
 
     predictor = Predictor.load(
         model, folds, args.chk, device_of(args.device), mirroring=not args.disable_tta, step_size=args.step_size

@@ -4,7 +4,7 @@ import pytest
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
-from umamba_seg.predict import Predictor
+from umamba_seg.predict.predictor import Predictor
 
 
 @pytest.mark.parametrize(("axes", "mirroring"), [((0, 1, 2), True), ((1,), True), ((0, 1, 2), False), (None, True)])
