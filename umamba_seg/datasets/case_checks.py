@@ -50,8 +50,8 @@ def check_case(case: Case, labels: Labels, channels: int) -> CaseResult:
     return CaseResult(tuple(findings), _digest(images), values)
 
 
-def check_case_images(identifier: str, files: Sequence[Path], channels: int) -> None:
-    """Check the images of a case to predict: readable, on one grid, finite, and as many channels as the model takes.
+def check_case_images(identifier: str, files: Sequence[Path], channels: int) -> list[Image]:
+    """Read the images of a case to predict: readable, on one grid, finite, and as many channels as the model takes.
 
     Warnings (a constant image, header noise) are logged.
 
@@ -59,7 +59,7 @@ def check_case_images(identifier: str, files: Sequence[Path], channels: int) -> 
         UserError: The images have errors; all of them stand in the message.
     """
     findings: list[Finding] = []
-    _check_images(identifier, files, channels, findings)
+    images = _check_images(identifier, files, channels, findings)
     errors = [finding for finding in findings if finding.severity == "error"]
     for finding in findings:
         if finding.severity == "warning":
@@ -69,6 +69,7 @@ def check_case_images(identifier: str, files: Sequence[Path], channels: int) -> 
     if errors:
         lines = "".join(f"\n  {error.where}: {error.what}; {error.remedy}" for error in errors)
         raise UserError(identifier, f"its images have {len(errors)} errors", f"mend them:{lines}")
+    return images
 
 
 def _read(path: Path, findings: list[Finding]) -> Image | None:

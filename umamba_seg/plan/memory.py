@@ -28,6 +28,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from umamba_kernels import dry_run, implementation
 from umamba_seg.errors import UserError
+from umamba_seg.networks import build_from
 from umamba_seg.plan.options import PrecisionName, TrainingOptions
 from umamba_seg.plan.precision import Precision, choose_precision
 from umamba_seg.plan.step import Setting, TrainingStep, build_network
@@ -110,6 +111,27 @@ def training_memory(architecture: dict, setting: Setting, device_type: str, opti
                 f"does not run on a patch of {times(setting.topology.patch_size)}: {error}",
                 "choose another patch",
             ) from error
+
+
+def forward_memory(architecture: dict, setting: Setting) -> int:
+    """Trace a forward pass without gradients, in float32 on a CPU.
+
+    Args:
+        architecture: Of the plans.
+        setting: What the network runs on.
+
+    Returns:
+        Bytes that are in use at most, without the weights.
+    """
+    with torch.device("meta"):
+        channels = {"input_channels": setting.input_channels, "num_classes": setting.num_classes}
+        network = build_from(architecture, **channels, deep_supervision=False)
+    counter = _Counter(1)
+    with dry_run("cpu"), FakeTensorMode(), counter, torch.no_grad():
+        network = on_fake_cpu(network)
+        before = counter.now
+        network(torch.randn(setting.batch_size, setting.input_channels, *setting.topology.patch_size))
+    return counter.peak - before
 
 
 def _on_a_gpu(requested: PrecisionName) -> Precision:

@@ -1,185 +1,379 @@
-"""Step 5: model folder + images -> segmentations, by nnU-Net's sliding window.
-
-One process, case after case: a case that cannot be read is reported at the end and does not stop the others.
-"""
+"""A trained model that segments images in memory: loaded once, used for many cases, without processes of its own."""
 
 from __future__ import annotations
 
-import os
+import hashlib
 from collections.abc import Sequence
-from itertools import combinations
 from pathlib import Path
 
+import numpy as np
 import torch
-from nnunetv2.inference.export_prediction import export_prediction_from_logits
-from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot, determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
-from torch import nn
+from torch import Tensor, nn
 
-from umamba_seg.datasets.check import check_case_images
-from umamba_seg.datasets.raw import channel_problem, list_images, read_description
-from umamba_seg.errors import CasesFailed, UserError
-from umamba_seg.files import make_folder, write_json
+from umamba_seg.datasets.labels import Labels
+from umamba_seg.datasets.raw import read_description
+from umamba_seg.errors import UserError
 from umamba_seg.layout import use_fast_layout
-from umamba_seg.log import logger, progress, quiet
+from umamba_seg.log import logger, quiet
 from umamba_seg.networks.own import require_class
-from umamba_seg.plan.plans import read_model_plans, require_network
-from umamba_seg.text import shorten
+from umamba_seg.plan.memory import forward_memory
+from umamba_seg.plan.plans import read_model_plans, require_network, topology_of
+from umamba_seg.plan.precision import FLOAT32, Precision, choose_precision
+from umamba_seg.plan.step import Setting
+from umamba_seg.predict.cases import PreparedCase, from_array, read_case, read_previous
+from umamba_seg.predict.memory import Memory
+from umamba_seg.predict.mirroring import Flip, NamePair, exchanged_channels, flips, named_pairs
+from umamba_seg.predict.resampling import Resampler, nearest_axis
+from umamba_seg.predict.results import Canvas, Prediction
+from umamba_seg.predict.window import Tiling, sweep
+from umamba_seg.train import FINAL_PTH, trained_folds
 from umamba_seg.train.checkpoints import load_checkpoint, load_weights
 
+_LEFT_RIGHT = 2  # of the axes z, y, x of an image
 
-class Predictor(nnUNetPredictor):
-    """nnU-Net's predictor, loaded from one of our model folders."""
 
-    # nnU-Net begins with None for these; `load` sets them.
+class Predictor:
+    """A model of one or several folds, whose logits are averaged.
+
+    Attributes:
+        model_folder: Where it was loaded from.
+        folds: Those that are averaged.
+        configuration_name: E.g. ``3d_fullres``.
+        plans, plans_manager, dataset_json: Of the model; the second is nnU-Net's view of the first.
+        input_channels: Of the network: those of the image, and the labels of the stage before.
+        labels: What the segmentations hold.
+        file_ending: Of images and segmentations.
+        previous_stage: The configuration whose segmentations it needs beside the images, or None.
+        model_hash: SHA-256 of the plans and the folds' checkpoints.
+        networks: One per fold, on ``device``.
+        flips: How each tile is looked at.
+        step_size, device: As given.
+    """
+
+    model_folder: Path
+    folds: list[str]
+    configuration_name: str
+    plans: dict
     plans_manager: PlansManager
-    configuration_manager: ConfigurationManager
     dataset_json: dict
-    network: nn.Module
+    labels: Labels
+    file_ending: str
+    previous_stage: str | None
+    input_channels: int
+    model_hash: str
+    networks: list[nn.Module]
+    flips: list[Flip]
+    step_size: float
+    device: torch.device
+    _precision: Precision
+    _memory: Memory
+    _configuration: ConfigurationManager
 
     @classmethod
     def load(
         cls,
         model_folder: Path,
-        folds: list[str],
-        checkpoint_name: str,
-        device: torch.device,
+        folds: Sequence[str] | None = None,
+        device: torch.device | str | None = None,
         *,
+        checkpoint_name: str = FINAL_PTH,
         mirroring: bool = True,
+        swap_labels: Sequence[NamePair] | None = None,
         step_size: float = 0.5,
+        ram_gb: float | None = None,
     ) -> Predictor:
-        """A predictor that averages the logits of several folds.
+        """Load a model.
 
         Args:
             model_folder: ``Trainer__plans__configuration`` with plans.json, dataset.json and ``fold_*``.
-            folds: E.g. ``["0", "1"]`` or ``["all"]``.
+            folds: E.g. ``["0", "1"]`` or ``["all"]``; by default all that are trained, or else "all".
+            device: Where the networks run; by default a CUDA GPU where there is one, else the CPU.
             checkpoint_name: File in each fold's folder.
-            device: Where the network runs.
-            mirroring: Average over mirrored inputs along the axes that training mirrored.
-            step_size: Step of the sliding window as a share of the patch.
+            mirroring: Average over mirrored tiles, along the axes that training mirrored. Labels of a left and a right
+                side change places when the plans say so.
+            swap_labels: Names of such labels, two by two, for a model whose plans do not say it.
+            step_size: Largest step of the sliding window as a share of the patch.
+            ram_gb: What the process may take of the memory, in GB (10^9 bytes); by default what is free.
 
         Raises:
             UserError: A file is missing, damaged, refused by :func:`require_safe`, or does not fit the plans.
         """
-        plans_manager = PlansManager(read_model_plans(model_folder))
-        dataset_json = read_description(model_folder / "dataset.json")
-        files = [model_folder / f"fold_{fold}" / checkpoint_name for fold in folds]
+        predictor = cls()
+        predictor.model_folder, predictor.step_size = model_folder, step_size
+        predictor.plans = read_model_plans(model_folder)
+        predictor.dataset_json = read_description(model_folder / "dataset.json")
+        predictor.labels = Labels.from_json(predictor.dataset_json, model_folder / "dataset.json")
+        predictor.file_ending = predictor.dataset_json["file_ending"]
+        predictor.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        predictor._precision = choose_precision("auto", predictor.device)
+        predictor._memory = Memory(ram_gb, predictor.device, predictor._forward_bytes)
+        predictor.folds = trained_folds(model_folder, folds, checkpoint_name)
+        files = [model_folder / f"fold_{fold}" / checkpoint_name for fold in predictor.folds]
         checkpoints = [load_checkpoint(path) for path in files]
-        first = checkpoints[0]
-        name = first["init_args"]["configuration"]
-        if name not in plans_manager.available_configurations:
-            what = f"is of the configuration {name!r}, which {model_folder / 'plans.json'} does not hold"
-            raise UserError(files[0], what, "restore the plans.json that the fold was trained with")
-        configuration = plans_manager.get_configuration(name)
-        require_network(configuration.configuration, f"{model_folder / 'plans.json'}")
-        require_class(configuration.network_arch_class_name, configuration.network_arch_init_kwargs)
-        with quiet():
-            predictor = cls(tile_step_size=step_size, use_mirroring=mirroring, device=device, allow_tqdm=False)
-            network = nnUNetTrainer.build_network_architecture(
-                plans_manager,
-                configuration,
-                determine_num_input_channels(plans_manager, configuration, dataset_json),
-                plans_manager.get_label_manager(dataset_json).num_segmentation_heads,
-                enable_deep_supervision=False,
-            )
-            for checkpoint, path in zip(checkpoints, files, strict=True):
-                load_weights(network, checkpoint, path)
-            predictor.manual_initialization(
-                use_fast_layout(network, device),
-                plans_manager,
-                configuration,
-                [checkpoint["network_weights"] for checkpoint in checkpoints],
-                dataset_json,
-                first["trainer_name"],
-                first["inference_allowed_mirroring_axes"],
-            )
+        predictor.model_hash = _hash([model_folder / "plans.json", *files])
+        predictor._configure(checkpoints[0]["init_args"]["configuration"], files[0])
+        predictor.networks = predictor._build(checkpoints, files)
+        axes = checkpoints[0]["inference_allowed_mirroring_axes"]
+        predictor.flips = predictor._choose_flips(axes, swap_labels) if mirroring else [Flip()]
         return predictor
 
-    @torch.inference_mode()
-    def _internal_maybe_mirror_and_predict(self, x: torch.Tensor) -> torch.Tensor:
-        """nnU-Net's mean over mirrored tiles, two at a time on a CPU.
+    def _configure(self, name: str, checkpoint: Path) -> None:
+        plans_file = self.model_folder / "plans.json"
+        if name not in self.plans["configurations"]:
+            what = f"is of the configuration {name!r}, which {plans_file} does not hold"
+            raise UserError(checkpoint, what, "restore the plans.json that the fold was trained with")
+        self.configuration_name = name
+        self.plans_manager = PlansManager(self.plans)
+        self._configuration = self.plans_manager.get_configuration(name)
+        require_network(self._configuration.configuration, f"{plans_file}")
+        self.previous_stage = self._configuration.previous_stage_name
+        self.input_channels = determine_num_input_channels(self.plans_manager, self._configuration, self.dataset_json)
 
-        For a batch of one and a small tile torch takes another 3-D convolution there, three times slower (U-Mamba_Bot
-        on two cores, a tile of 14x96x96: 0.31 s alone, 0.10 s in a pair).
-        """
-        axes = self.allowed_mirroring_axes if self.use_mirroring else None
-        if x.device.type != "cpu" or not axes:
-            return super()._internal_maybe_mirror_and_predict(x)
-        flips = [tuple(axis + 2 for axis in some) for n in range(len(axes) + 1) for some in combinations(axes, n)]
-        total = torch.zeros(())
-        for pair in zip(flips[::2], flips[1::2], strict=True):
-            logits = self.network(torch.cat([torch.flip(x, dims) for dims in pair]))
-            total = total + sum(torch.flip(part[None], dims) for part, dims in zip(logits, pair, strict=True))
-        return total / len(flips)
+    def _build(self, checkpoints: list[dict], files: list[Path]) -> list[nn.Module]:
+        """A network per fold."""
+        configuration, networks = self._configuration, []
+        require_class(configuration.network_arch_class_name, configuration.network_arch_init_kwargs)
+        for checkpoint, path in zip(checkpoints, files, strict=True):
+            with quiet():
+                network = nnUNetTrainer.build_network_architecture(
+                    self.plans_manager,
+                    configuration,
+                    self.input_channels,
+                    self.labels.num_classes,
+                    enable_deep_supervision=False,
+                )
+            load_weights(network, checkpoint, path)
+            networks.append(use_fast_layout(network, self.device).to(self.device).eval())
+        return networks
 
-    def predict_case(self, files: Sequence[Path], target: Path, *, save_probabilities: bool = False) -> None:
-        """Segment one case into ``target``, a path without ending. Nothing half written ever has that name.
+    def _choose_flips(self, axes: Sequence[int] | None, swap_labels: Sequence[NamePair] | None) -> list[Flip]:
+        """By the plan, or by the checkpoint where plans of others say nothing; what changes places is printed."""
+        plan = self._configuration.configuration.get("mirroring") or {"axes": axes or (), "swap": None}
+        allowed, swap = set(plan["axes"]), plan["swap"]
+        if swap_labels:
+            pairs = named_pairs(self.labels, swap_labels)
+            dims = len(self._configuration.patch_size)
+            axis = list(self.plans_manager.transpose_forward).index(_LEFT_RIGHT) - (3 - dims)
+            if axis < 0:
+                what = "the slices of this model lie across the left-right axis"
+                raise UserError("--swap-labels", what, "leave it out")
+            swap = {"axis": axis, "pairs": pairs}
+        if swap is None:
+            return flips(allowed, None, None)
+        channels = exchanged_channels(self.labels, swap["pairs"])
+        if channels is None:
+            logger.info("mirroring: left and right stay, as a region of the model has no other side")
+            return flips(allowed - {swap["axis"]}, None, None)
+        names = {value: name for name, value in self.labels.foreground.items()}
+        listed = ", ".join(f"{names.get(one, one)} and {names.get(other, other)}" for one, other in swap["pairs"])
+        logger.info("mirroring: when left and right are mirrored, these labels change places: %s", listed)
+        return flips(allowed | {swap["axis"]}, swap["axis"], channels)
+
+    # ---------------------------------------------------------------------------------------------------------- cases
+
+    def prepare(
+        self,
+        images: Sequence[Path] | np.ndarray,
+        *,
+        name: str = "image",
+        spacing: Sequence[float] | None = None,
+        previous: Path | np.ndarray | None = None,
+    ) -> PreparedCase:
+        """Read, check, crop, resample and normalise a case. It may run in another thread than :meth:`segment`.
 
         Args:
-            files: Its images, one per channel.
-            target: Where to write, without the ending.
-            save_probabilities: Also write nnU-Net's ``.npz`` (and ``.pkl``) of probabilities.
-        """
-        plans, configuration, ending = self.plans_manager, self.configuration_manager, self.dataset_json["file_ending"]
-        preprocessor = configuration.preprocessor_class(verbose=False)
-        names = [str(path) for path in files]
-        data, _, properties = preprocessor.run_case(names, None, plans, configuration, self.dataset_json)
-        logits = self.predict_logits_from_preprocessed_data(torch.from_numpy(data))
-        part, threads = target.with_name(f".{target.name}.part"), torch.get_num_threads()
-        parts = {suffix: Path(f"{part}{suffix}") for suffix in (ending, ".npz", ".pkl")}
-        case = (logits, properties, configuration, plans, self.dataset_json)
-        try:
-            export_prediction_from_logits(*case, str(part), save_probabilities, threads)
-            for suffix, written in parts.items():
-                if written.exists():
-                    os.replace(written, f"{target}{suffix}")
-        finally:
-            for written in parts.values():
-                written.unlink(missing_ok=True)
-
-    def predict_folder(self, images: Path, output: Path, *, save_probabilities: bool = False) -> list[Path]:
-        """Segment every case of a folder of images ``CASE_0000.ending``.
-
-        Args:
-            images: Folder of images, one file per channel. Images of other names are left alone, with a warning.
-            output: Folder for the segmentations, made if missing. Each has shape and geometry of its image. The data
-                set's dataset.json is put beside them, for their evaluation.
-            save_probabilities: See :meth:`predict_case`.
-
-        Returns:
-            The segmentations written.
+            images: Files in channel order (a DICOM series is a folder), or an array (channels, z, y, x), with the axes
+                as nnU-Net's reader of the training images orders them; (channels, y, x) for a picture.
+            name: Of the case, for messages.
+            spacing: Of an array: size of a voxel in mm, (z, y, x) or (y, x).
+            previous: Segmentation of the stage before, for the second stage of a cascade: a file, or (z, y, x).
 
         Raises:
-            UserError: There are no cases, or none of them can be read.
-            CasesFailed: Some cases cannot be read; the others are written.
+            UserError: The images or the segmentation of the stage before are missing, cannot be read, or do not fit.
         """
-        ending, channels = self.dataset_json["file_ending"], len(self.dataset_json["channel_names"])
-        cases, strangers = list_images(images, ending)
-        if strangers:
-            logger.warning("left alone, as they are not named CASE_0000%s: %s", ending, shorten(strangers))
-        written, failures = [], {}
-        for case, files in progress(cases.items(), "predicting"):
-            try:
-                _check_case(case, files, images, channels, ending)
-            except UserError as error:
-                failures[case] = str(error)
-                continue
-            if not written:
-                write_json(make_folder(output) / "dataset.json", self.dataset_json)
-            with quiet():
-                self.predict_case(tuple(files.values()), output / case, save_probabilities=save_probabilities)
-            written.append(output / f"{case}{ending}")
-        if failures and written:
-            raise CasesFailed(failures, [str(path) for path in written])
-        if failures:
-            raise UserError(images, "none of the cases can be read", "\n  ".join(["mend them:", *failures.values()]))
-        return written
+        if (previous is None) != (self.previous_stage is None):
+            raise _wrong_stage(name, self.previous_stage)
+        if isinstance(images, np.ndarray):
+            files = ()
+            data, properties = from_array(name, images, spacing, len(self.dataset_json["channel_names"]))
+        else:
+            files = tuple(images)
+            data, properties = read_case(name, files, self.dataset_json, self.plans_manager.image_reader_writer_class)
+        if not data.any():
+            raise UserError(name, "every voxel is 0", "check that the image was exported correctly")
+        stage = None
+        if previous is not None:
+            values = {0, *self.labels.values} - {self.labels.ignore}
+            stage = read_previous(name, previous, data.shape[1:], sorted(values))
+        with quiet():
+            preprocessor = self._configuration.preprocessor_class(verbose=False)
+            case = (data, stage, properties, self.plans_manager, self._configuration, self.dataset_json)
+            del data
+            data, stage, properties = preprocessor.run_case_npy(*case)
+        if previous is not None:
+            foreground = self.plans_manager.get_label_manager(self.dataset_json).foreground_labels
+            data = np.vstack((data, convert_labelmap_to_one_hot(stage[0], foreground, data.dtype)))
+        return PreparedCase(name, files, data, properties)
+
+    @torch.inference_mode()
+    def segment(
+        self,
+        case: PreparedCase,
+        *,
+        probabilities: bool = False,
+        uncertainty: bool = False,
+        scratch: Path | None = None,
+    ) -> Prediction:
+        """Segment a prepared case.
+
+        Args:
+            case: Of :meth:`prepare`.
+            probabilities: Also give the probability of every class (or region).
+            uncertainty: Also give the entropy, and the disagreement of the folds if there are several.
+            scratch: Folder in which probabilities are kept on the disk instead of in memory.
+
+        Raises:
+            UserError: It needs more memory than there is, or the network's output is not finite.
+        """
+        tiling = Tiling(case.data.shape[1:], self._configuration.patch_size, self.step_size)
+        classes = self.labels.num_classes
+        members = len(self.networks) if uncertainty else 1
+        properties = case.properties
+        wanted = [int(extent) for extent in properties["shape_after_cropping_and_before_resampling"]]
+        nearest = self._nearest_axis(properties) if wanted != list(tiling.shape) else None
+        in_order = [wanted[axis] for axis in tiling.order]
+        kept = classes * members if probabilities or uncertainty else 1
+        plane = in_order[1] * in_order[2]
+        device = self._memory.place(
+            case, tiling, members, classes, probabilities=probabilities and scratch is None, uncertainty=uncertainty
+        )
+        resampler = Resampler(
+            [tiling.shape[axis] for axis in tiling.order],
+            in_order,
+            None if nearest is None else tiling.order.index(nearest),
+            self._memory.planes_at_once(plane, kept),
+        )
+        canvas = Canvas(
+            self.labels,
+            properties,
+            tiling.order,
+            self.plans_manager.transpose_backward,
+            probabilities=probabilities,
+            entropy=uncertainty,
+            disagreement=members > 1,
+            scratch=scratch,
+        )
+        runner = _Runner(self, case.name, members)
+        sizes = {"members": members, "classes": classes, "tiles_at_once": self.tiles_at_once}
+        for first, planes in sweep(case.data, tiling, runner, **sizes, device=device):
+            for rows, group in resampler.feed(first, planes):
+                canvas.write(rows, group)
+        runner.report()
+        return canvas.finish(case.name, case.files, properties)
+
+    def predict(
+        self,
+        images: Sequence[Path] | np.ndarray,
+        *,
+        name: str = "image",
+        spacing: Sequence[float] | None = None,
+        previous: Path | np.ndarray | None = None,
+        probabilities: bool = False,
+        uncertainty: bool = False,
+    ) -> Prediction:
+        """:meth:`prepare`, then :meth:`segment`."""
+        case = self.prepare(images, name=name, spacing=spacing, previous=previous)
+        return self.segment(case, probabilities=probabilities, uncertainty=uncertainty)
+
+    @property
+    def tiles_at_once(self) -> int:
+        """Of a batch: on a GPU as many as training takes, which needs more memory; on a CPU a pair is the fastest."""
+        return 2 if self.device.type == "cpu" else max(2, self._configuration.batch_size)
+
+    def _forward_bytes(self) -> int:
+        configuration = self._configuration.configuration
+        topology = topology_of(configuration)
+        setting = Setting(topology, self.input_channels, self.labels.num_classes, self.tiles_at_once)
+        return forward_memory(configuration["architecture"], setting)
+
+    def _nearest_axis(self, properties: dict) -> int | None:
+        """In the frame of the plans."""
+        spacing = [properties["spacing"][axis] for axis in self.plans_manager.transpose_forward]
+        own = list(self._configuration.spacing)
+        return nearest_axis(self._configuration.configuration, [*spacing[: 3 - len(own)], *own], spacing)
 
 
-def _check_case(case: str, files: dict[int, Path], images: Path, channels: int, ending: str) -> None:
-    problem = channel_problem(case, list(files), channels, ending)
-    if problem:
-        raise UserError(images, problem, "add the missing files or remove the case")
-    check_case_images(case, tuple(files.values()), channels)
+class _Runner:
+    """Runs tiles, in all their reflections, through the networks of a predictor.
+
+    Args:
+        predictor: Its networks run.
+        name: Of the case, for messages.
+        members: 1 to average the folds, or their number to keep them apart.
+    """
+
+    def __init__(self, predictor: Predictor, name: str, members: int):
+        self._predictor, self._name, self._members = predictor, name, members
+        self._overflows = 0
+
+    def __call__(self, tiles: Tensor) -> Tensor:
+        """(tiles, channels, ...) -> (tiles, members, classes, ...)."""
+        predictor = self._predictor
+        views = [(number, flip) for number in range(len(tiles)) for flip in predictor.flips]
+        sums: Tensor | None = None
+        tiles = tiles.to(predictor.device)
+        for n in range(0, len(views), predictor.tiles_at_once):
+            some = views[n : n + predictor.tiles_at_once]
+            batch = torch.stack([flip.apply(tiles[number]) for number, flip in some])
+            for fold, network in enumerate(predictor.networks):
+                logits = self._logits(network, batch)
+                if sums is None:
+                    sums = logits.new_zeros(len(tiles), self._members, *logits.shape[1:])
+                for (number, flip), one in zip(some, logits, strict=True):
+                    sums[number, fold % self._members].add_(flip.undo(one))
+        assert sums is not None, "there is a tile"
+        return sums.div_(len(predictor.flips) * len(predictor.networks) / self._members)
+
+    def _logits(self, network: nn.Module, batch: Tensor) -> Tensor:
+        """float32, finite. What overflows in half precision is computed again in float32, and counted."""
+        precision = self._predictor._precision
+        logits = self._run(network, batch, precision)
+        if not logits.isfinite().all() and precision != FLOAT32:
+            self._overflows += len(batch)
+            logits = self._run(network, batch, FLOAT32)
+        if not logits.isfinite().all():
+            what = "the network's output is NaN or infinite in float32"
+            raise UserError(self._name, what, "look at the image's intensities, and at the training's log")
+        return logits
+
+    def _run(self, network: nn.Module, batch: Tensor, precision: Precision) -> Tensor:
+        # torch convolves a single small volume on a CPU four times slower than two (U-Mamba_Bot, 40x56x40, two cores:
+        # 0.33 s against 0.08 s): another 3-D convolution is taken.
+        alone = len(batch) == 1 and batch.device.type == "cpu" and batch.ndim == 5
+        with precision.autocast(batch.device):
+            logits = network(batch.expand(2, *batch.shape[1:]) if alone else batch)
+        return logits[: len(batch)].float()
+
+    def report(self) -> None:
+        """Say how many tiles overflowed."""
+        if self._overflows:
+            what = "%s: %d tiles overflowed in %s and were computed in float32"
+            logger.warning(what, self._name, self._overflows, self._predictor._precision.name)
+
+
+def _wrong_stage(name: str, previous_stage: str | None) -> UserError:
+    if previous_stage is None:
+        return UserError(name, "the model takes no segmentation of a stage before it", "leave it out")
+    what = f"the model is the second stage of a cascade and needs this case's segmentation by {previous_stage}"
+    return UserError(name, what, f"predict with {previous_stage} first, then name that folder")
+
+
+def _hash(files: Sequence[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+
+from umamba_seg.errors import UserError
 
 TRAINER_NAME = "UMambaSegTrainer"  # result folders are named after the trainer's class
 
@@ -25,3 +28,29 @@ def resumable(fold_folder: Path) -> list[Path]:
     """Those of a fold that a training could be continued from, the first choice first: the final one, then by age."""
     found = [fold_folder / name for name in CHECKPOINTS if (fold_folder / name).is_file()]
     return sorted(found, key=lambda path: (path.name == FINAL, path.stat().st_mtime_ns), reverse=True)
+
+
+def trained_folds(model: Path, folds: Sequence[str] | None, checkpoint: str) -> list[str]:
+    """The folds asked for, or every numbered fold that is trained, or fold all when there is no other.
+
+    Args:
+        model: A model folder.
+        folds: Names of folds, or None.
+        checkpoint: File in each fold's folder.
+
+    Raises:
+        UserError: There is no such folder, or a fold has no such checkpoint.
+    """
+    names = (path.parent.name.removeprefix("fold_") for path in model.glob(f"fold_*/{checkpoint}"))
+    there = sorted(name for name in names if name.isdigit() or name == "all")
+    if not model.is_dir():
+        raise UserError(model, "no such folder", "name the folder of a model that `umamba-seg train` wrote")
+    if not there:
+        raise UserError(model, f"no fold_*/{checkpoint} is there", "train a fold first, or name another with -chk")
+    wanted = folds or [fold for fold in there if fold != "all"] or there
+    missing = [fold for fold in wanted if fold not in there]
+    if missing:
+        raise UserError(
+            f"-f {' '.join(missing)}", f"no {checkpoint} of this fold in {model}", f"choose among {', '.join(there)}"
+        )
+    return list(wanted)

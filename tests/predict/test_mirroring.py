@@ -1,0 +1,49 @@
+"""Reflections of a tile, and the classes that change places with its sides."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from umamba_seg.datasets.labels import Labels
+from umamba_seg.errors import UserError
+from umamba_seg.predict.mirroring import Flip, exchanged_channels, flips, named_pairs
+
+
+def labels_of(entries, order=None):
+    return Labels.from_json({"labels": entries, "regions_class_order": order}, Path("dataset.json"))
+
+
+SIDES = labels_of({"background": 0, "kidney_left": 1, "spine": 2, "kidney_right": 3})
+
+
+def test_every_combination_once():
+    assert [flip.axes for flip in flips((0, 2), None, None)] == [(), (0,), (2,), (0, 2)]
+    assert flips((), None, None) == [Flip()]
+
+
+def test_channels_change_places_where_the_sides_do():
+    assert exchanged_channels(SIDES, [(1, 3)]) == (0, 3, 2, 1)
+    assert [flip.channels for flip in flips((0, 2), 2, (0, 3, 2, 1))] == [None, None, (0, 3, 2, 1), (0, 3, 2, 1)]
+
+
+def test_undoing_restores_the_tile_and_names_its_own_sides():
+    tile = torch.randn(4, 3, 4, 5)  # one channel per class, as a network that knows everything gives
+    for flip in flips((0, 1, 2), 2, (0, 3, 2, 1)):
+        seen = flip.apply(tile)
+        if 2 in flip.axes:
+            seen = seen[[0, 3, 2, 1]]  # in the mirrored patient the left kidney is the right one
+        assert torch.equal(flip.undo(seen), tile)
+
+
+def test_regions_change_places_as_their_values_do():
+    regions = labels_of({"background": 0, "left": [1, 2], "both": [1, 2, 3, 4], "right": [3, 4]}, [1, 2, 3])
+    assert exchanged_channels(regions, [(1, 3), (2, 4)]) == (2, 1, 0)
+    one_side = labels_of({"background": 0, "left": [1, 2], "other": 3, "last": 4}, [1, 3, 4])
+    assert exchanged_channels(one_side, [(1, 3), (2, 4)]) is None
+
+
+def test_labels_by_name():
+    assert named_pairs(SIDES, [("kidney_left", "kidney_right")]) == [(1, 3)]
+    with pytest.raises(UserError, match="--swap-labels: no label kidney; choose among kidney_left, spine, kidney_"):
+        named_pairs(SIDES, [("kidney", "kidney_right")])

@@ -1,0 +1,83 @@
+"""Mirrored tiles: along which axes, and which classes change places when left and right do."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+from umamba_seg.datasets.labels import Labels
+from umamba_seg.errors import UserError
+
+NamePair = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Flip:
+    """One way to look at a tile.
+
+    Args:
+        axes: Of a patch, those that are flipped.
+        channels: Which channel of the logits stands for each class afterwards; None for its own.
+    """
+
+    axes: tuple[int, ...] = ()
+    channels: tuple[int, ...] | None = None
+
+    def apply(self, tile: Tensor) -> Tensor:
+        """(channels, ``*patch_size``), flipped."""
+        return self._flipped(tile)
+
+    def undo(self, logits: Tensor) -> Tensor:
+        """(classes, ``*patch_size``) of the flipped tile -> of the tile."""
+        logits = self._flipped(logits)
+        return logits if self.channels is None else logits[list(self.channels)]
+
+    def _flipped(self, x: Tensor) -> Tensor:
+        return torch.flip(x, [axis + 1 for axis in self.axes]) if self.axes else x
+
+
+def flips(axes: Collection[int], swap_axis: int | None, channels: tuple[int, ...] | None) -> list[Flip]:
+    """Every combination of the axes, the unaltered tile first.
+
+    Args:
+        axes: Of a patch.
+        swap_axis: The one from left to right, if channels change places along it.
+        channels: How they do; see :func:`exchanged_channels`.
+    """
+    some = [chosen for count in range(len(axes) + 1) for chosen in combinations(sorted(axes), count)]
+    return [Flip(chosen, channels if swap_axis in chosen else None) for chosen in some]
+
+
+def exchanged_channels(labels: Labels, pairs: Sequence[Sequence[int]]) -> tuple[int, ...] | None:
+    """Where the logits of each class or region stand when left and right have changed places.
+
+    Args:
+        labels: Of the data set.
+        pairs: Label values, two by two.
+
+    Returns:
+        A permutation of the channels, or None if a region becomes one that the network does not know.
+    """
+    other = dict([*((left, right) for left, right in pairs), *((right, left) for left, right in pairs)])
+    if not labels.has_regions:
+        return tuple(other.get(value, value) for value in range(labels.num_classes))
+    regions = [frozenset(value if isinstance(value, tuple) else (value,)) for value in labels.foreground.values()]
+    images = [frozenset(other.get(value, value) for value in region) for region in regions]
+    return tuple(map(regions.index, images)) if set(images) <= set(regions) else None
+
+
+def named_pairs(labels: Labels, pairs: Sequence[NamePair]) -> list[tuple[int, int]]:
+    """Label values by their names.
+
+    Raises:
+        UserError: There is no such label, or it is a region.
+    """
+    single = {name: value for name, value in labels.foreground.items() if isinstance(value, int)}
+    unknown = [name for pair in pairs for name in pair if name not in single]
+    if unknown:
+        raise UserError("--swap-labels", f"no label {', '.join(unknown)}", f"choose among {', '.join(single)}")
+    return [(single[left], single[right]) for left, right in pairs]
