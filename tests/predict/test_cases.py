@@ -41,7 +41,6 @@ def test_it_is_what_nnunets_reader_gives(tmp_path, ending, shape, spacing, direc
     ]
     found, properties = read_case("c", files, description(2, ending), SimpleITKIO)
     expected, expected_properties = SimpleITKIO().read_images([str(file) for file in files])
-    assert found.dtype == expected.dtype
     assert np.array_equal(found, expected)
     assert properties == expected_properties
 

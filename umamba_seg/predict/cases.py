@@ -77,7 +77,7 @@ def read_case(name: str, files: Sequence[Path], dataset_json: dict, reader: type
         reader: nnU-Net's class that read the training images.
 
     Returns:
-        float32 (channels, z, y, x) as that reader would give it, and its properties.
+        (channels, z, y, x) with the values that that reader would give, and its properties.
 
     Raises:
         UserError: They cannot be read, do not fit each other or the model, or hold NaN or infinity.
@@ -100,10 +100,9 @@ def _as_simpleitkio(images: Sequence[Image]) -> tuple[np.ndarray, dict]:
         spacing = (max(spacing) * _SLICE_SPACING, *spacing)
         arrays = [array[:, None] for array in arrays]
     geometry = {"spacing": first.spacing, "origin": first.origin, "direction": first.direction}
-    return np.concatenate(arrays, dtype=np.float32, casting="unsafe"), {
-        "sitk_stuff": geometry,
-        "spacing": list(spacing),
-    }
+    # The preprocessor makes a copy in float32 anyway: one image need not be there twice before.
+    array = arrays[0] if len(arrays) == 1 else np.concatenate(arrays, dtype=np.float32, casting="unsafe")
+    return array, {"sitk_stuff": geometry, "spacing": list(spacing)}
 
 
 def from_array(name: str, array: np.ndarray, spacing: Sequence[float] | None, channels: int) -> tuple[np.ndarray, dict]:

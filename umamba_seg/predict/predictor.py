@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot, determine_num_input_channels
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 
 from umamba_seg.datasets.labels import Labels
@@ -26,6 +26,7 @@ from umamba_seg.plan.step import Setting
 from umamba_seg.predict.cases import PreparedCase, from_array, read_case, read_previous
 from umamba_seg.predict.memory import Memory
 from umamba_seg.predict.mirroring import Flip, NamePair, exchanged_channels, flips, named_pairs
+from umamba_seg.predict.preprocessing import PredictionConfiguration
 from umamba_seg.predict.resampling import Resampler, nearest_axis
 from umamba_seg.predict.results import Canvas, Prediction
 from umamba_seg.predict.window import Tiling, sweep
@@ -70,7 +71,7 @@ class Predictor:
     device: torch.device
     _precision: Precision
     _memory: Memory
-    _configuration: ConfigurationManager
+    _configuration: PredictionConfiguration
 
     @classmethod
     def load(
@@ -127,7 +128,9 @@ class Predictor:
             raise UserError(checkpoint, what, "restore the plans.json that the fold was trained with")
         self.configuration_name = name
         self.plans_manager = PlansManager(self.plans)
-        self._configuration = self.plans_manager.get_configuration(name)
+        resolved = self.plans_manager.get_configuration(name).configuration
+        staged = resolved.get("previous_stage") is not None
+        self._configuration = PredictionConfiguration(resolved, keeps_labels=staged)
         require_network(self._configuration.configuration, f"{plans_file}")
         self.previous_stage = self._configuration.previous_stage_name
         self.input_channels = determine_num_input_channels(self.plans_manager, self._configuration, self.dataset_json)
