@@ -18,8 +18,13 @@ NNUNET_ROOMS = {
     "preprocess",
     "train.base",
     "train.data",
+    "predict.label_files",
     "predict.predictor",
-    "evaluate.summary",
+    "predict.preprocessing",
+    "predict.resampling",
+    "predict.window",
+    "predict.writing",
+    "select.postprocessing",
 }
 
 

@@ -4,18 +4,25 @@ import inspect
 import json
 
 import pytest
-from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder
+from nnunetv2.evaluation.evaluate_predictions import (
+    compute_tp_fp_fn_tn,
+    region_or_label_to_mask,
+)
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 from nnunetv2.inference.export_prediction import export_prediction_from_logits
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.postprocessing.remove_connected_components import remove_all_but_largest_component_from_segmentation
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.crossval_split import generate_crossval_split
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from umamba_seg.datasets.splits import make_splits
 from umamba_seg.networks import Topology, find
+from umamba_seg.plan.plans import input_channels
 
 
 def parameters(function) -> list[str]:
@@ -27,11 +34,6 @@ def parameters(function) -> list[str]:
     [
         (nnUNetTrainer.__init__, "plans configuration fold dataset_json device"),
         (
-            compute_metrics_on_folder,
-            "folder_ref folder_pred output_file image_reader_writer file_ending regions_or_labels ignore_label "
-            "num_processes chill",
-        ),
-        (
             export_prediction_from_logits,
             "predicted_array_or_file properties_dict configuration_manager plans_manager dataset_json_dict_or_file "
             "output_file_truncated save_probabilities num_threads_torch",
@@ -42,6 +44,12 @@ def parameters(function) -> list[str]:
             "inference_allowed_mirroring_axes",
         ),
         (PolyLRScheduler.step, "current_step"),
+        (compute_tp_fp_fn_tn, "mask_ref mask_pred ignore_mask"),
+        (region_or_label_to_mask, "segmentation region_or_label"),
+        (
+            remove_all_but_largest_component_from_segmentation,
+            "segmentation labels_or_regions background_label",
+        ),
     ],
 )
 def test_signatures(function, expected):
@@ -78,3 +86,34 @@ def test_our_default_split_is_nnunets():
     assert make_splits(cases) == [
         {key: list(value) for key, value in split.items()} for split in generate_crossval_split(cases)
     ]
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        {"background": 0, "liver": 1, "tumour": 2},
+        {"background": 0, "liver": 1, "tumour": 2, "ignore": 3},
+        {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3},
+    ],
+    ids=["labels", "ignore", "regions"],
+)
+def test_a_second_stage_sees_each_foreground_label_of_the_first(labels):
+    dataset_json = {"channel_names": {"0": "CT", "1": "PET"}, "labels": labels, "regions_class_order": [1, 2, 3]}
+    for configuration, foreground in (({}, 0), ({"previous_stage": "3d_lowres"}, 3 if "whole" in labels else 2)):
+        manager = PlansManager(
+            {"label_manager": "LabelManager", "configurations": {"c": configuration | {"architecture": {}}}}
+        )
+        assert input_channels(configuration, dataset_json) == 2 + foreground
+        assert determine_num_input_channels(manager, "c", dataset_json) == 2 + foreground
+
+
+def test_the_stages_of_a_cascade_meet_where_nnunet_looks():
+    where = inspect.getsource(nnUNetTrainer.__init__)
+    assert "'predicted_next_stage', self.configuration_name" in where
+    assert "self.configuration_manager.previous_stage_name" in where
+    left = inspect.getsource(nnUNetTrainer.perform_actual_validation)
+    assert (
+        left.count("join(self.output_folder_base, 'predicted_next_stage', n)") == left.count("output_folder_base") == 2
+    )
+    assert "next_stages = self.configuration_manager.next_stage_names" in left
+    assert inspect.getsource(ConfigurationManager.next_stage_names.fget).count("self.configuration.get") == 1

@@ -7,7 +7,7 @@ import torch
 
 from umamba_seg.datasets.labels import Labels
 from umamba_seg.errors import UserError
-from umamba_seg.predict.mirroring import Flip, exchanged_channels, flips, named_pairs
+from umamba_seg.predict.mirroring import Exchange, Flip, exchange_of, flips, named_pairs
 
 
 def labels_of(entries, order=None):
@@ -23,24 +23,37 @@ def test_every_combination_once():
 
 
 def test_channels_change_places_where_the_sides_do():
-    assert exchanged_channels(SIDES, [(1, 3)]) == (0, 3, 2, 1)
-    assert [flip.channels for flip in flips((0, 2), 2, (0, 3, 2, 1))] == [None, None, (0, 3, 2, 1), (0, 3, 2, 1)]
+    exchange = exchange_of(SIDES, [(1, 3)], 2, staged=False)
+    assert exchange == Exchange(inputs=(0, 1), classes=(0, 3, 2, 1))
+    assert [flip.exchange for flip in flips((0, 2), 2, exchange)] == [None, None, exchange, exchange]
 
 
 def test_undoing_restores_the_tile_and_names_its_own_sides():
     tile = torch.randn(4, 3, 4, 5)  # one channel per class, as a network that knows everything gives
-    for flip in flips((0, 1, 2), 2, (0, 3, 2, 1)):
+    for flip in flips((0, 1, 2), 2, Exchange((0, 1, 2, 3), (0, 3, 2, 1))):
         seen = flip.apply(tile)
         if 2 in flip.axes:
             seen = seen[[0, 3, 2, 1]]  # in the mirrored patient the left kidney is the right one
         assert torch.equal(flip.undo(seen), tile)
 
 
+def test_labels_of_the_stage_before_change_places_too():
+    exchange = exchange_of(SIDES, [(1, 3)], 2, staged=True)
+    assert exchange is not None
+    assert exchange.inputs == (0, 1, 4, 3, 2)
+    tile = torch.randn(5, 2, 2, 2)
+    assert torch.equal(Flip((2,), exchange).apply(tile), tile[[0, 1, 4, 3, 2]].flip(3))
+    ignoring = labels_of({"background": 0, "left": 1, "right": 2, "ignore": 3})
+    found = exchange_of(ignoring, [(1, 2)], 1, staged=True)
+    assert found == Exchange(inputs=(0, 2, 1), classes=(0, 2, 1))
+
+
 def test_regions_change_places_as_their_values_do():
     regions = labels_of({"background": 0, "left": [1, 2], "both": [1, 2, 3, 4], "right": [3, 4]}, [1, 2, 3])
-    assert exchanged_channels(regions, [(1, 3), (2, 4)]) == (2, 1, 0)
+    pairs = [(1, 3), (2, 4)]
+    assert exchange_of(regions, pairs, 1, staged=True) == Exchange(inputs=(0, 3, 4, 1, 2), classes=(2, 1, 0))
     one_side = labels_of({"background": 0, "left": [1, 2], "other": 3, "last": 4}, [1, 3, 4])
-    assert exchanged_channels(one_side, [(1, 3), (2, 4)]) is None
+    assert exchange_of(one_side, pairs, 1, staged=False) is None
 
 
 def test_labels_by_name():

@@ -72,7 +72,7 @@ def test_slices_of_a_2d_plan(make_model, image):
 def test_a_mirrored_patient_gets_mirrored_labels(make_model):
     """Left and right change places; without the exchange they would not."""
     predictor = Predictor.load(make_model(SIDES, mirroring=SWAP), None, "cpu")
-    assert [flip.channels for flip in predictor.flips].count((0, 3, 2, 1)) == 4
+    assert [flip.exchange.classes for flip in predictor.flips if flip.exchange] == [(0, 3, 2, 1)] * 4
     plan = predictor.plans["configurations"]["3d_fullres"]  # one tile, without padding: nothing else is symmetric
     array = np.random.default_rng(0).uniform(1, 2, (1, *plan["patch_size"])).astype(np.float32)
     case = {"spacing": plan["spacing"], "probabilities": True}

@@ -25,7 +25,7 @@ from umamba_seg.plan.precision import FLOAT32, Precision, choose_precision
 from umamba_seg.plan.step import Setting
 from umamba_seg.predict.cases import PreparedCase, from_array, read_case, read_previous
 from umamba_seg.predict.memory import Memory
-from umamba_seg.predict.mirroring import Flip, NamePair, exchanged_channels, flips, named_pairs
+from umamba_seg.predict.mirroring import Flip, NamePair, exchange_of, flips, named_pairs
 from umamba_seg.predict.preprocessing import PredictionConfiguration
 from umamba_seg.predict.resampling import Resampler, nearest_axis
 from umamba_seg.predict.results import Canvas, Prediction
@@ -166,14 +166,15 @@ class Predictor:
             swap = {"axis": axis, "pairs": pairs}
         if swap is None:
             return flips(allowed, None, None)
-        channels = exchanged_channels(self.labels, swap["pairs"])
-        if channels is None:
+        images = len(self.dataset_json["channel_names"])
+        exchange = exchange_of(self.labels, swap["pairs"], images, staged=self.previous_stage is not None)
+        if exchange is None:
             logger.info("mirroring: left and right stay, as a region of the model has no other side")
             return flips(allowed - {swap["axis"]}, None, None)
         names = {value: name for name, value in self.labels.foreground.items()}
         listed = ", ".join(f"{names.get(one, one)} and {names.get(other, other)}" for one, other in swap["pairs"])
         logger.info("mirroring: when left and right are mirrored, these labels change places: %s", listed)
-        return flips(allowed | {swap["axis"]}, swap["axis"], channels)
+        return flips(allowed | {swap["axis"]}, swap["axis"], exchange)
 
     # ---------------------------------------------------------------------------------------------------------- cases
 
