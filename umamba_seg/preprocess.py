@@ -14,6 +14,7 @@ from umamba_seg.datasets.raw import RawDataset
 from umamba_seg.errors import UserError
 from umamba_seg.files import read_json, write_json
 from umamba_seg.log import interactive, logger, quiet
+from umamba_seg.plan.safety import inherited
 from umamba_seg.text import shorten
 
 _CASE_FILES = (".b2nd", "_seg.b2nd", ".pkl")  # what nnU-Net writes for a case
@@ -60,17 +61,26 @@ def preprocess(dataset: RawDataset, plans: dict, configurations: list[str], prep
             shutil.copy2(case.label, references / f"{case.identifier}{dataset.file_ending}")
 
 
+def unprepared(preprocessed: Path, plans: dict, configuration: str, cases: Iterable[str]) -> list[str]:
+    """The cases of which a configuration has no preprocessed data.
+
+    Raises:
+        UserError: The plans do not hold the configuration.
+    """
+    planned = inherited(plans["configurations"], configuration, f"plans {plans['plans_name']}, {configuration}")
+    folder = preprocessed / planned["data_identifier"]
+    return [case for case in cases if not all((folder / f"{case}{end}").is_file() for end in _CASE_FILES)]
+
+
 def require_preprocessed(preprocessed: Path, plans: dict, configuration: str, cases: Iterable[str]) -> None:
     """Refuse to train on cases that are not there; nnU-Net would find out when it draws them.
 
     Raises:
         UserError: Names the cases.
     """
-    folder = preprocessed / plans["configurations"][configuration]["data_identifier"]
-    missing = [case for case in cases if not all((folder / f"{case}{end}").is_file() for end in _CASE_FILES)]
-    if missing:
+    if missing := unprepared(preprocessed, plans, configuration, cases):
         raise UserError(
-            folder,
+            preprocessed / plans["configurations"][configuration]["data_identifier"],
             f"holds no preprocessed data of {shorten(missing)}",
             f"run `umamba-seg plan_and_preprocess` with -c {configuration}, or correct splits_final.json",
         )

@@ -339,6 +339,69 @@ def test_a_new_plan_leaves_nothing_of_the_old_one_but_what_was_added_by_hand(pla
     assert set(new["configurations"]) == {"2d", "3d_fullres", "mine"}
 
 
+# ------------------------------------------------------------------------------------------------------------ cascades
+
+
+def stages(plans):
+    """First stage, the one of full resolution alone, second stage."""
+    return (plans["configurations"][name] for name in ("3d_lowres", "3d_fullres", "3d_cascade_fullres"))
+
+
+def test_a_second_stage_is_the_full_resolution_that_also_sees_the_labels_of_the_first(plan, monkeypatch):
+    asked = set()
+
+    def peak(_architecture, setting, _device_type, _options):
+        asked.add(setting.input_channels)
+        return 2**26 + (1000 + setting.input_channels) * setting.batch_size * math.prod(setting.topology.patch_size)
+
+    monkeypatch.setattr(planner, "_peak", peak)
+    first, alone, second = stages(plan("large isotropic CT", vram_budget(8), network="plain_conv_unet"))
+    assert (first["next_stage"], second["previous_stage"]) == ("3d_cascade_fullres", "3d_lowres")
+    assert asked == {1, 1 + 3}  # liver, kidneys, aorta
+    more = second["planning"]["estimated_bytes"] - alone["planning"]["estimated_bytes"]
+    assert more == 3 * alone["batch_size"] * math.prod(alone["patch_size"])
+    assert second["planning"]["as_in"] == "3d_fullres"
+    own = ("previous_stage", "planning")
+    assert {key: value for key, value in second.items() if key not in own} == {
+        key: value for key, value in alone.items() if key not in own
+    }
+
+
+def test_a_second_stage_whose_input_takes_too_much_is_planned_smaller(plan, monkeypatch):
+    def peak(_architecture, setting, _device_type, _options):
+        return setting.batch_size * math.prod(setting.topology.patch_size) * (100 + 100 * setting.input_channels)
+
+    monkeypatch.setattr(planner, "_peak", peak)
+    _, alone, second = stages(plan("large isotropic CT", vram_budget(8), network="plain_conv_unet"))
+    assert math.prod(second["patch_size"]) < math.prod(alone["patch_size"])
+    assert second["planning"]["estimated_bytes"] <= second["planning"]["limit_bytes"]
+    assert "as_in" not in second["planning"]
+    assert list(topology_of(second).patch_size) == second["patch_size"]
+    _, alone, second = stages(plan("large isotropic CT", gpu_budget(8), "target", "plain_conv_unet"))
+    assert (second["patch_size"], second["batch_size"]) == (alone["patch_size"], alone["batch_size"])
+    assert second["planning"]["estimated_bytes"] > second["planning"]["limit_bytes"]
+
+
+@pytest.mark.usefixtures("by_voxels")
+def test_a_second_stage_is_probed_with_all_its_channels(plan, monkeypatch):
+    seen = {}
+
+    def measured(configuration, input_channels, num_classes, _options, _device):
+        seen[configuration.get("previous_stage"), len(configuration["patch_size"])] = input_channels
+        share = 1.3 if "previous_stage" in configuration else 1
+        setting = planner.Setting(topology_of(configuration), input_channels, num_classes, configuration["batch_size"])
+        return Measurement(seconds=0.5, bytes=round(share * planner._peak("", setting, "cuda", None)), device="a GPU")
+
+    monkeypatch.setattr(planner, "measure_plan", measured)
+    cuda = torch.device("cuda")
+    _, alone, second = stages(plan("large isotropic CT", vram_budget(8), network="plain_conv_unet", device=cuda))
+    assert seen == {(None, 2): 1, (None, 3): 1, ("3d_lowres", 3): 4}
+    assert math.prod(second["patch_size"]) < math.prod(alone["patch_size"])
+    for configuration in (alone, second):
+        planning = configuration["planning"]
+        assert planning["measured"]["bytes"] == pytest.approx(planning["estimated_bytes"], rel=0.1)
+
+
 # -------------------------------------------------------------------------------------------------------------- probes
 
 

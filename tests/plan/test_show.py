@@ -132,10 +132,22 @@ def test_a_low_resolution_says_why_it_is_as_coarse_as_it_is():
     assert "1×0.8×0.8 mm: as coarse as it takes for a patch to cover a quarter of the image" in text
 
 
-def test_a_cascade_is_a_line():
-    cascade = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
-    text = text_of(**{"3d_fullres": configuration(), "3d_cascade_fullres": cascade})
-    assert text.endswith("\n\n3d_cascade_fullres: 3d_fullres, given the result of 3d_lowres")
+def test_a_second_stage_tells_what_it_sees_and_what_it_shares():
+    cascade = configuration(previous_stage="3d_lowres", planning={"as_in": "3d_fullres"})
+    text = text_of(**{"3d_cascade_fullres": cascade})
+    lines = text.splitlines()
+    assert "input the image, and the result of 3d_lowres label by label" in lines
+    assert "patch 128×128×128: that of 3d_fullres, as nnU-Net keeps it" in lines
+    assert "batch 2: that of 3d_fullres, as nnU-Net keeps it" in lines
+    assert "memory 7.00 GiB estimated for a training step, 8.00 GiB allowed" in lines
+    assert "tried" not in text
+
+
+def test_a_second_stage_that_was_planned_smaller_tells_what_was_tried():
+    text = text_of(**{"3d_cascade_fullres": configuration(previous_stage="3d_lowres")})
+    assert "input the image, and the result of 3d_lowres label by label" in text
+    assert "patch 128×128×128: the largest of which two samples fit; 144×128×128 takes 9.00 GiB" in text
+    assert text.endswith("144×128×128 9.00 GiB too much")
 
 
 def test_what_was_measured_is_told():

@@ -28,7 +28,7 @@ from umamba_seg.networks import NetworkSpec
 from umamba_seg.plan.budgets import Budget
 from umamba_seg.plan.options import TrainingOptions
 from umamba_seg.plan.planner import Planner
-from umamba_seg.plan.plans import PLANS_TABLE, topology_of
+from umamba_seg.plan.plans import PLANS_TABLE, input_channels, topology_of
 from umamba_seg.plan.recipes import Recipe
 from umamba_seg.text import gib, times
 
@@ -182,15 +182,15 @@ class Adopter(Planner):
     def _planning(self, plan: dict, data_voxels: float) -> dict:
         """The source's reasons, with the memory and the amount of data of this data set."""
         reasons = {key: value for key, value in plan.get("planning", {}).items() if key != "measured"}
-        estimated = self._memory(topology_of(plan), plan["batch_size"], self.network, self.options)
+        estimated = self._memory(plan, topology_of(plan), plan["batch_size"], self.network, self.options)
         # The source may be beyond its limit already: a yardstick is a target.
         allowed = max(reasons.get("limit_bytes", math.inf), reasons.get("estimated_bytes", 0))
         if estimated > _NOTABLY * allowed:
             logger.warning(
                 "%s: a training step of %d samples takes %s with %d channels and %d classes, and %s are allowed; "
                 "if memory runs out, lower batch_size in the plans",
-                self.dataset_name, plan["batch_size"], gib(estimated), self._input_channels, self._num_classes,
-                gib(allowed),
+                self.dataset_name, plan["batch_size"], gib(estimated), input_channels(plan, self.dataset_json),
+                self._num_classes, gib(allowed),
             )  # fmt: skip
         return reasons | {
             "estimated_bytes": estimated,

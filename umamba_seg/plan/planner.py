@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 import math
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
@@ -27,7 +28,7 @@ from umamba_seg.plan.budgets import Budget, Yardstick
 from umamba_seg.plan.memory import training_memory
 from umamba_seg.plan.mirroring import find_sides, mirroring_table
 from umamba_seg.plan.options import TrainingOptions
-from umamba_seg.plan.plans import PLANS_TABLE, topology_of, topology_table
+from umamba_seg.plan.plans import PLANS_TABLE, input_channels, topology_of, topology_table
 from umamba_seg.plan.probe import measure_plan, settle, timed
 from umamba_seg.plan.recipes import Recipe
 from umamba_seg.plan.safety import require_safe
@@ -93,7 +94,6 @@ class Planner(ExperimentPlanner):
             self.UNet_reference_val_corresp_bs_2d = limit.samples[2]
             self.UNet_reference_val_corresp_bs_3d = limit.samples[3]
         self._num_classes = Labels.from_json(self.dataset_json, Path("dataset.json")).num_classes
-        self._input_channels = len(self.dataset_json["channel_names"])
         # By number of dimensions. For a low resolution nnU-Net plans one spacing after another, each a bit coarser, and
         # the patch hardly changes: the next search starts there.
         self._found_voxels: dict[int, int] = {}
@@ -147,7 +147,7 @@ class Planner(ExperimentPlanner):
         architecture = plan["architecture"]
         voxels = self.static_estimate_VRAM_usage(
             topology.patch_size,
-            self._input_channels,
+            input_channels(plan, self.dataset_json),
             len(self.dataset_json["labels"]),
             architecture["network_class_name"],
             architecture["arch_kwargs"],
@@ -158,12 +158,14 @@ class Planner(ExperimentPlanner):
         yardstick = find(self.budget.limit.network)
         # Trained as the budget says: what may be used does not follow from the recipe of another network.
         below, above = (
-            self._memory(topology, math.floor(batch) + more, yardstick, self.budget.training) for more in (0, 1)
+            self._memory(plan, topology, math.floor(batch) + more, yardstick, self.budget.training) for more in (0, 1)
         )
         return below + (batch - math.floor(batch)) * (above - below)
 
-    def _memory(self, topology: Topology, batch_size: int, network: NetworkSpec, options: TrainingOptions) -> int:
-        setting = Setting(topology, self._input_channels, self._num_classes, batch_size)
+    def _memory(
+        self, plan: dict, topology: Topology, batch_size: int, network: NetworkSpec, options: TrainingOptions
+    ) -> int:
+        setting = Setting(topology, input_channels(plan, self.dataset_json), self._num_classes, batch_size)
         architecture = json.dumps(network.architecture(network.planned(topology)))
         return _peak(architecture, setting, self.budget.device_type, options)
 
@@ -191,7 +193,7 @@ class Planner(ExperimentPlanner):
             self._refuse_small_images(plan)
 
         def memory(topology: Topology, batch_size: int) -> int:
-            return round(factor * self._memory(topology, batch_size, self.network, self.options))
+            return round(factor * self._memory(plan, topology, batch_size, self.network, self.options))
 
         dims = len(plan["spacing"])
         topology, tried = largest_that_fits(candidates, memory, limit, self._found_voxels.get(dims))
@@ -285,32 +287,56 @@ class Planner(ExperimentPlanner):
     def _configurations_of_network(self, configurations: dict) -> dict:
         kept = {}
         for name, plan in configurations.items():
-            if "inherits_from" in plan:
+            if "inherits_from" in plan:  # nnU-Net's second stage of a cascade
                 if plan["inherits_from"] in kept:
-                    kept[name] = plan
+                    kept[name] = self._settled(name, functools.partial(self._second_stage, kept, plan))
             elif len(plan["patch_size"]) in self.network.dims:
-                kept[name] = self._described(plan) if self.device is None else self._probed(name, plan, self.device)
+                kept[name] = self._settled(name, functools.partial(self._described, plan))
         if not kept:
             self.network.require_dims(len(configurations["2d"]["patch_size"]))
         return kept
 
-    def _described(self, plan: dict) -> dict:
+    def _described(self, plan: dict, factor: float = 1.0) -> dict:
+        """A configuration that was searched for, with its network; searched again where the estimates are off."""
+        if factor != 1:
+            reasons = plan["planning"]
+            plan = plan | self.fitted(plan, reasons["limit_bytes"], reasons["data_voxels"], factor)
         return plan | describe(self.network, topology_of(plan))
 
-    def _probed(self, name: str, plan: dict, device: torch.device) -> dict:
-        """The configuration that keeps its promise on ``device``; on a CPU, where memory is no limit, only measured."""
-        limit, voxels = plan["planning"]["limit_bytes"], plan["planning"]["data_voxels"]
+    def _second_stage(self, configurations: dict, second: dict, factor: float) -> dict:
+        """A whole configuration like that which ``second`` inherits from, which also sees the previous stage's result.
 
-        def planned(factor: float) -> dict:
-            return self._described(plan | self.fitted(plan, limit, voxels, factor))
+        Patch and batch stay, as in nnU-Net, unless the budget is a limit in bytes that the wider input does not keep.
+        """
+        origin = second["inherits_from"]
+        plan = configurations[origin] | {"previous_stage": second["previous_stage"]}
+        reasons = {key: value for key, value in plan["planning"].items() if key != "measured"}
+        estimated = self._memory(plan, topology_of(plan), plan["batch_size"], self.network, self.options)
+        reasons["estimated_bytes"] = round(factor * estimated)
+        if isinstance(self.budget.limit, Yardstick) or reasons["estimated_bytes"] <= reasons["limit_bytes"]:
+            return plan | {"planning": reasons | {"as_in": origin}}
+        fitted = self.fitted(plan, reasons["limit_bytes"], reasons["data_voxels"], factor)
+        return self._described(plan | fitted)
 
-        def measured(configuration: dict) -> Measurement | None:
-            return measure_plan(configuration, self._input_channels, self._num_classes, self.options, device)
+    def _settled(self, name: str, planned: Callable[[float], dict]) -> dict:
+        """The configuration that keeps its promise on the device; on a CPU, where memory is no limit, only measured.
+
+        Args:
+            name: Of the configuration.
+            planned: It by the factor on its estimates.
+        """
+        if self.device is None:
+            return planned(1.0)
+        device = self.device
+
+        def measured(plan: dict) -> Measurement | None:
+            channels = input_channels(plan, self.dataset_json)
+            return measure_plan(plan, channels, self._num_classes, self.options, device)
 
         where = f"plans {self.plans_identifier}, {name}"
         if device.type == "cuda":
             return settle(planned, measured, where)
-        return timed(self._described(plan), measured, where)
+        return timed(planned(1.0), measured, where)
 
 
 def _options(network: NetworkSpec, budget: Budget, recipe: Recipe | None) -> TrainingOptions:

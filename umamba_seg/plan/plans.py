@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from umamba_seg.datasets.labels import Labels
 from umamba_seg.errors import UserError
 from umamba_seg.files import parse_json, read_json
 from umamba_seg.networks import Topology
@@ -85,6 +86,18 @@ def require_configuration(plans: dict, configuration: str) -> None:
             f"not a configuration of the plans {plans['plans_name']}",
             f"choose one of {', '.join(there)}",
         )
+
+
+def input_channels(configuration: dict, dataset_json: dict) -> int:
+    """Channels that the network of a configuration sees.
+
+    Those of the images; in the second stage of a cascade also one for each foreground label of the first one's result.
+    """
+    images = len(dataset_json["channel_names"])
+    if configuration.get("previous_stage") is None:
+        return images
+    labels = Labels.from_json(dataset_json, Path("dataset.json"))
+    return images + len(set(labels.values) - {0, labels.ignore})
 
 
 def topology_table(topology: Topology) -> dict:

@@ -16,10 +16,7 @@ def as_text(plans: dict) -> str:
         f"budget {ours['budget']}: {ours['budget_meaning']}"
     ]
     for name, configuration in plans["configurations"].items():
-        if "inherits_from" in configuration:
-            stages = configuration["inherits_from"], configuration["previous_stage"]
-            parts.append("{}: {}, given the result of {}".format(name, *stages))
-        elif "pretrained" in ours:
+        if "pretrained" in ours:
             parts.append(f"{name}\n{_adapted(configuration, ours['pretrained'])}")
         elif "planning" in configuration:
             parts.append(f"{name}\n{_explained(name, configuration)}")
@@ -28,11 +25,14 @@ def as_text(plans: dict) -> str:
 
 def _explained(name: str, configuration: dict) -> str:
     topology, planning = configuration["topology"], configuration["planning"]
+    as_in = f"that of {planning['as_in']}, as nnU-Net keeps it" if "as_in" in planning else None
+    previous = configuration.get("previous_stage")
     rows = [
+        *([("input", f"the image, and the result of {previous} label by label")] if previous else []),
         ("spacing", f"{times(configuration['spacing'])} mm: {_spacing_reason(name)}"),
         ("images", f"{times(configuration['median_image_size_in_voxels'])} voxels, the median at this spacing"),
-        ("patch", f"{times(configuration['patch_size'])}: {_patch_reason(configuration)}"),
-        ("batch", f"{configuration['batch_size']}: {_batch_reason(configuration)}"),
+        ("patch", f"{times(configuration['patch_size'])}: {as_in or _patch_reason(configuration)}"),
+        ("batch", f"{configuration['batch_size']}: {as_in or _batch_reason(configuration)}"),
         ("strides", f"{' '.join(map(times, topology['strides']))}: {_depth_reason(planning)}"),
         ("kernels", " ".join(map(times, topology["kernel_sizes"]))),
         ("features", "-".join(map(str, topology["features"]))),
@@ -43,6 +43,8 @@ def _explained(name: str, configuration: dict) -> str:
             f"{gib(planning['limit_bytes'])} allowed{_measured(planning)}",
         ),
     ]
+    if as_in:
+        return table(rows, [])
     tried = [
         (times(trial["patch_size"]), gib(trial["bytes"]), _verdict(trial, planning)) for trial in planning["tried"]
     ]

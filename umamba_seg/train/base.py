@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from umamba_seg.plan.losses import make_loss
 from umamba_seg.plan.options import TrainingOptions
 from umamba_seg.plan.precision import Precision
 from umamba_seg.plan.step import make_optimizer
+from umamba_seg.preprocess import unprepared
+from umamba_seg.train.cascade import makers, publish
 from umamba_seg.train.data import Loader, Samples
 from umamba_seg.train.distributed import Group
 from umamba_seg.train.mirroring import inference_axes, with_swaps
@@ -68,6 +72,7 @@ class BaseTrainer(nnUNetTrainer):
     lr_scheduler: _Schedule
     loss: nn.Module
     output_folder: str
+    output_folder_base: str
     preprocessed_dataset_folder_base: str
     options: TrainingOptions
     group: Group
@@ -232,7 +237,7 @@ class BaseTrainer(nnUNetTrainer):
         self.is_ddp = self.group.size > 1
         _, cases = self.do_split()
         uncounted = self.dataset_class
-        with step_bar("validating", len(cases) // self.group.size) as bar:
+        with self._next_stages(cases), step_bar("validating", len(cases) // self.group.size) as bar:
 
             class Counted(uncounted):  # type: ignore[valid-type, misc]
                 def load_case(self, identifier):
@@ -242,6 +247,29 @@ class BaseTrainer(nnUNetTrainer):
             self.dataset_class = Counted
             super().perform_actual_validation(save_probabilities)
         self.dataset_class, self.is_ddp = uncounted, False
+
+    @contextlib.contextmanager
+    def _next_stages(self, cases: list[str]) -> Iterator[None]:
+        """Have nnU-Net's validation leave segmentations for the next stages of a cascade; see :mod:`.cascade`.
+
+        It writes them into the fold's folder, and only for stages whose images are preprocessed: without any it fails.
+        """
+        manager, folder = self.configuration_manager, self.output_folder_base
+        preprocessed, planned = Path(self.preprocessed_dataset_folder_base), manager.configuration
+        stages = [
+            stage
+            for stage in manager.next_stage_names or ()
+            if len(unprepared(preprocessed, self.plans_manager.plans, stage, cases)) < len(cases)
+        ]
+        manager.configuration = planned | {"next_stage": stages or None}
+        self.output_folder_base = self.output_folder
+        try:
+            yield
+        finally:
+            manager.configuration, self.output_folder_base = planned, folder
+        if self.group.leads:
+            own = [case for case, fold in makers(preprocessed, cases).items() if fold == str(self.fold)]
+            publish(Path(self.output_folder), own)
 
     # ---------------------------------------------------------------------------------------------------- prediction
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing.util
-import os
 import pickle
 import random
 import signal
@@ -32,7 +31,8 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from umamba_seg.errors import UserError
 from umamba_seg.settings import BATCHES_AHEAD
-from umamba_seg.text import gib, shorten
+from umamba_seg.text import gib, shorten, times
+from umamba_seg.train.cascade import NEXT_STAGE
 
 # What blosc2 and pickle raise on damaged files: 6000 damaged copies of a case raised these, and none crashed.
 _DAMAGE = (
@@ -60,7 +60,7 @@ class _Stored:
         self._array, self._file, self.shape = array, file, array.shape
 
     def __getitem__(self, place) -> np.ndarray:
-        with _reading(self._file.parent, self._file.name):
+        with _reading(self._file):
             return self._array[place]
 
 
@@ -68,7 +68,7 @@ class _Cases:
     """A data set of nnU-Net whose damaged files are named.
 
     Args:
-        dataset: Any of nnU-Net's; its cases have three files.
+        dataset: Any of nnU-Net's; its cases have three files, and in the second stage of a cascade a fourth.
     """
 
     def __init__(self, dataset: nnUNetBaseDataset):
@@ -79,31 +79,39 @@ class _Cases:
         """As nnU-Net's: image, segmentation, that of the previous stage or None, properties.
 
         Raises:
-            UserError: A file is missing, damaged, or lacks what nnU-Net wrote.
+            UserError: A file is missing, damaged, or lacks what nnU-Net wrote; or the previous stage's segmentation is
+                on another grid than the image.
         """
-        folder = Path(self._dataset.source_folder)
-        with _reading(folder, f"{identifier}.b2nd", f"{identifier}_seg.b2nd", f"{identifier}.pkl"):
+        folder, of_previous = Path(self._dataset.source_folder), self._dataset.folder_with_segs_from_previous_stage
+        image, labels, facts = (folder / f"{identifier}{end}" for end in (".b2nd", "_seg.b2nd", ".pkl"))
+        earlier = None if of_previous is None else Path(of_previous, f"{identifier}.b2nd")
+        with _reading(*filter(None, (earlier, image, labels, facts))):
             data, seg, previous, properties = self._dataset.load_case(identifier)  # type: ignore[misc]  (abstract)
             if "class_locations" not in properties:
                 raise ValueError("it lacks class_locations")
-            data, seg = _Stored(data, folder / f"{identifier}.b2nd"), _Stored(seg, folder / f"{identifier}_seg.b2nd")
-        if previous is not None:
-            previous = _Stored(previous, Path(self._dataset.folder_with_segs_from_previous_stage, f"{identifier}.b2nd"))
-        return data, seg, previous, properties
+        if earlier is None:
+            return _Stored(data, image), _Stored(seg, labels), None, properties
+        if previous.shape != data.shape[1:]:
+            what = f"has {times(previous.shape)} voxels, and the preprocessed image {times(data.shape[1:])}"
+            raise UserError(earlier, what, _remedy(earlier))
+        return _Stored(data, image), _Stored(seg, labels), _Stored(previous, earlier), properties
 
 
 @contextlib.contextmanager
-def _reading(folder: Path, *files: str) -> Iterator[None]:
+def _reading(*files: Path) -> Iterator[None]:
     """Name the file that an error is about: the one that its message names, the last one otherwise."""
     try:
         yield
     except _DAMAGE as error:
-        named = next((file for file in files if f"{os.sep}{file}" in str(error)), files[-1])
-        raise UserError(
-            folder / named,
-            f"this preprocessed file cannot be read ({type(error).__name__}: {error})",
-            f"delete {folder}.stamp, run plan_and_preprocess again, then go on with --c",
-        ) from error
+        named = next((file for file in files if str(file) in str(error)), files[-1])
+        what = f"this preprocessed file cannot be read ({type(error).__name__}: {error})"
+        raise UserError(named, what, _remedy(named)) from error
+
+
+def _remedy(file: Path) -> str:
+    if file.parent.parent.name == NEXT_STAGE:
+        return "repeat the final validation of the previous stage's fold (train with --val), then go on with --c"
+    return f"delete {file.parent}.stamp, run plan_and_preprocess again, then go on with --c"
 
 
 # ---------------------------------------------------------------------------------------------------------- the samples

@@ -72,8 +72,8 @@ class Source:
             path: The folder, of which fold ``all`` is taken, else fold 0, else the only one; or ``fold_x/checkpoint``.
 
         Raises:
-            UserError: It is no model folder of ours, holds no finished training or several to choose from, or the
-                checkpoint cannot be read or does not belong to the plans.
+            UserError: It is no model folder of ours, holds no finished training or several to choose from, is the
+                second stage of a cascade, or the checkpoint cannot be read or does not belong to the plans.
         """
         checkpoint = path if path.is_file() else _checkpoint(path)
         model = checkpoint.absolute().parent.parent
@@ -83,6 +83,9 @@ class Source:
         require_configuration(plans, configuration)
         source = cls(model, checkpoint, plans, dataset_json, configuration, content["network_weights"])
         where = f"{model / 'plans.json'}, configuration {configuration}"
+        if previous := source.planned.get("previous_stage"):
+            what = f"is the second stage of a cascade, which sees the result of {previous} beside the images"
+            raise UserError(where, what, "choose a model that sees images alone")
         require_network(source.planned, where)
         architecture = source.planned["architecture"]
         require_class(architecture["network_class_name"], architecture["arch_kwargs"])
@@ -126,6 +129,9 @@ class Source:
         ]
         if own["network_class_name"] != other["network_class_name"]:
             differing = ["network_class_name"]
+        if previous := planned.get("previous_stage"):
+            what = f"sees the result of {previous} beside the images, and {self.model} does not"
+            raise UserError(where, what, "train it without --pretrained")
         if differing:
             what = f"its network is not that of {self.model}: {shorten(differing)} differ"
             raise UserError(where, what, _REMEDY_PLANS)

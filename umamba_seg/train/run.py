@@ -23,7 +23,7 @@ from umamba_seg.files import read_json, write_json
 from umamba_seg.log import logger, quiet
 from umamba_seg.plan.adopt import channel_names
 from umamba_seg.plan.options import TrainingOptions
-from umamba_seg.plan.plans import PLANS_TABLE
+from umamba_seg.plan.plans import PLANS_TABLE, input_channels
 from umamba_seg.plan.probe import is_out_of_memory
 from umamba_seg.text import gib, times
 from umamba_seg.train import FINAL
@@ -218,7 +218,8 @@ def _describe_model(model: Path, plans: dict, trainer: UMambaSegTrainer) -> None
 
 def _workers(trainer: UMambaSegTrainer, requested: int | None) -> int:
     group, planned = trainer.group, trainer.configuration_manager
-    voxel_bytes = 4 * len(trainer.dataset_json["channel_names"]) + 2  # float32 images, int16 labels
+    channels = input_channels(planned.configuration, trainer.dataset_json)
+    voxel_bytes = 4 * channels + 2  # float32 images, int16 labels
     patch_bytes = math.prod(planned.patch_size) * voxel_bytes
     items = len(group.share(planned.batch_size))
     return settings.augmentation_workers(

@@ -14,7 +14,7 @@ from umamba_seg.log import logger
 if TYPE_CHECKING:
     import torch
 
-CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres")
+CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres")
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:

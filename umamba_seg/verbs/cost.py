@@ -74,7 +74,7 @@ def _patch_setting(args: Namespace, network: NetworkSpec) -> Setting:
 
 def _planned_setting(args: Namespace) -> Setting:
     from umamba_seg.datasets.labels import Labels
-    from umamba_seg.plan.plans import read_plans, require_configuration, require_network, topology_of
+    from umamba_seg.plan.plans import input_channels, read_plans, require_configuration, require_network, topology_of
 
     folders = paths.resolve(args.root)
     preprocessed = folders.preprocessed / folders.dataset_name(args.d)
@@ -88,7 +88,7 @@ def _planned_setting(args: Namespace) -> Setting:
 
     return Setting(
         topology_of(configuration),
-        input_channels=len(description["channel_names"]),
+        input_channels=input_channels(configuration, description),
         num_classes=labels.num_classes,
         batch_size=configuration["batch_size"],
     )

@@ -12,6 +12,7 @@ from umamba_seg.datasets.raw import load_raw_dataset
 from umamba_seg.errors import UserError
 from umamba_seg.files import read_json
 from umamba_seg.log import logger
+from umamba_seg.text import shorten
 from umamba_seg.verbs.arguments import (
     CONFIGURATIONS,
     add_common,
@@ -61,6 +62,7 @@ def _train_fold(args: Namespace, *, goes_on: bool, **how: Any) -> dict | None:
     from umamba_seg.plan.plans import PLANS_TABLE, read_model_plans, read_plans, require_configuration
     from umamba_seg.preprocess import require_preprocessed
     from umamba_seg.train import model_folder
+    from umamba_seg.train.cascade import require_previous_stage
 
     folders = paths.resolve(args.root).export()
     name = folders.dataset_name(args.d)
@@ -69,6 +71,8 @@ def _train_fold(args: Namespace, *, goes_on: bool, **how: Any) -> dict | None:
     require_configuration(plans, args.c)
     fold, cases = _fold(args.f, preprocessed)
     require_preprocessed(preprocessed, plans, args.c, cases)
+    require_previous_stage(folders.results, preprocessed, plans, args.c, cases)
+    _warn_of_next_stage(preprocessed, plans, args.c, cases)
     model = model_folder(folders.results, plans, args.c)
     checkpoints = _start(model / f"fold_{fold}", goes_on=goes_on)
     if checkpoints:
@@ -96,6 +100,20 @@ def _train_fold(args: Namespace, *, goes_on: bool, **how: Any) -> dict | None:
     if result is not None:
         result["report"] = _report_on_fold(result, folders.raw / name, preprocessed)
     return result
+
+
+def _warn_of_next_stage(preprocessed: Path, plans: dict, configuration: str, cases: list[str]) -> None:
+    """Of a cascade whose second stage could not be trained on what this training leaves for it."""
+    from umamba_seg.preprocess import unprepared
+
+    stages = plans["configurations"][configuration].get("next_stage") or []
+    for stage in [stages] if isinstance(stages, str) else stages:
+        if missing := unprepared(preprocessed, plans, stage, cases):
+            logger.warning(
+                "%s: its data of %s are not preprocessed, so that the final validation leaves no segmentations of them "
+                "for it; run `umamba-seg plan_and_preprocess` with -c %s before",
+                stage, shorten(missing), stage,
+            )  # fmt: skip
 
 
 def _start(folder: Path, *, goes_on: bool) -> list[Path]:
