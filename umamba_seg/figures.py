@@ -1,4 +1,4 @@
-"""The pictures of a report as PNG data URIs: training curves, and slices of a case with its labels drawn over them."""
+"""Pictures: of a report as PNG data URIs (training curves, slices of a case with its labels), and of a comparison."""
 
 from __future__ import annotations
 
@@ -178,7 +178,69 @@ def _draw_labels(axes: Axes, labels: np.ndarray, ignore_label: int | None) -> No
         axes.contour(mask, levels=[0.5], colors=[colour(label)], linewidths=1.2)
 
 
-def _data_uri(figure: Figure, transparent: bool = False) -> str:
+class Strip(NamedTuple):
+    """A row of :func:`strips`: its name, a difference for each case, and their mean with the ends of its interval."""
+
+    name: str
+    values: np.ndarray
+    mean: float
+    low: float
+    high: float
+
+
+def strips(panels: Mapping[str, Sequence[Strip]], axis: str, sides: Mapping[str, tuple[str, str]]) -> bytes:
+    """Differences within cases as a PNG: a point for each case, beside zero, and the mean with its interval.
+
+    Args:
+        panels: Title -> rows, from above. Values that are not finite are not drawn; the row's name counts them.
+        axis: What the numbers are.
+        sides: Title -> what it means to be left and right of zero.
+    """
+    import matplotlib.style as matplotlib_style
+    from matplotlib.figure import Figure
+
+    rows = max(len(strips) for strips in panels.values())
+    with matplotlib_style.context("default"):  # nnU-Net leaves its own, with letters of twice the size
+        figure = Figure(figsize=(7, (1.3 + 0.42 * rows) * len(panels)), layout="constrained")
+        grid = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
+        for axes, (title, strips) in zip(grid, panels.items(), strict=True):
+            _draw_strips(axes, strips)
+            axes.set_title(title, fontsize=10)
+            for place, words in zip((0, 1), sides[title], strict=True):
+                side = ("left", "right")[place]
+                tint = _SIDES[place]
+                axes.text(place, 1.0, words, transform=axes.transAxes, ha=side, va="bottom", fontsize=8, color=tint)
+            axes.set_xlabel(axis, fontsize=9)
+        return _png(figure)
+
+
+_SIDES = ("#b35900", "#0072b2")  # orange and blue differ for every kind of colour vision
+
+
+def _draw_strips(axes: Axes, strips: Sequence[Strip]) -> None:
+    names = []
+    generator = np.random.default_rng(0)  # the scatter across a row carries nothing
+    for row, strip in enumerate(strips):
+        values = strip.values[np.isfinite(strip.values)]
+        heights = row + generator.uniform(-0.22, 0.22, len(values))
+        tints = np.select([values < 0, values > 0], _SIDES, "#6e6e6e")
+        axes.scatter(values, heights, s=14, c=tints, alpha=0.55, linewidths=0)
+        axes.plot([strip.low, strip.high], [row, row], color="black", linewidth=2.2, solid_capstyle="butt")
+        axes.plot(strip.mean, row, marker="D", color="black", markersize=6, markeredgecolor="white")
+        beyond = np.count_nonzero(np.isinf(strip.values))
+        names.append(f"{strip.name} ({beyond} infinite)" if beyond else strip.name)
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_yticks(range(len(strips)), names, fontsize=9)
+    axes.set_ylim(len(strips) - 0.5, -0.5)
+    axes.grid(axis="x", alpha=0.3)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+
+
+def _png(figure: Figure, transparent: bool = False) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=160, transparent=transparent)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    return buffer.getvalue()
+
+
+def _data_uri(figure: Figure, transparent: bool = False) -> str:
+    return "data:image/png;base64," + base64.b64encode(_png(figure, transparent)).decode("ascii")

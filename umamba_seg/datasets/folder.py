@@ -10,6 +10,16 @@ from typing import Any
 
 import numpy as np
 
+from umamba_seg.datasets.instances import (
+    INSTANCES_ENTRY,
+    LABELS_ENTRY,
+    MASKS_FOLDER,
+    Survey,
+    instances_to_segmentation,
+    number_instances,
+    survey,
+    write_instances,
+)
 from umamba_seg.datasets.masks import LabelMap, map_of, read_codes
 from umamba_seg.datasets.pictures import ENDINGS, read_picture, write_picture
 from umamba_seg.datasets.raw import count_endings, visible_files
@@ -20,7 +30,7 @@ from umamba_seg.files import write_json
 from umamba_seg.log import logger, progress
 from umamba_seg.text import shorten, times
 
-_MASK_SUFFIX = re.compile(r"_(mask|label|seg|segmentation)$", re.IGNORECASE)
+MASK_SUFFIX = re.compile(r"_(mask|label|seg|segmentation)$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -40,6 +50,7 @@ def convert(
     *,
     test_images: Path | None = None,
     group_pattern: str | None = None,
+    instances: bool = False,
 ) -> Path:
     """Convert 2-D images (PNG, TIFF, BMP, JPEG) and masks (PNG, TIFF, BMP) to ``raw/DatasetNNN_Name``.
 
@@ -60,6 +71,8 @@ def convert(
         name: Name of the new data set.
         test_images: Folder of images without masks, for imagesTs.
         group_pattern: Finds the patient in an image's name; kept in ``dataset.json`` for the splits.
+        instances: The masks number cells. They become labels of background, interior and boundary (see
+            :func:`~umamba_seg.datasets.instances.instances_to_segmentation`), and stay as ``instancesTr``.
 
     Returns:
         The folder of the new data set.
@@ -72,14 +85,21 @@ def convert(
     tests = _without_channel(_find_pictures(test_images)) if test_images else {}
     groups_of(pictures, group_pattern)
     form = _survey([*pictures.values(), *tests.values()])
-    label_map = map_of(progress(masks.values(), "reading masks", len(masks)))
-    _report_masks(label_map)
+    label_map = None if instances else _survey_masks(masks)
     with new_dataset(raw, dataset_id, name) as folder:
-        for subfolder in ("imagesTr", "labelsTr", *(["imagesTs"] if tests else [])):
+        wanted = {"imagesTr": True, "labelsTr": True, MASKS_FOLDER: instances, "imagesTs": bool(tests)}
+        for subfolder in [name for name, needed in wanted.items() if needed]:
             (folder / subfolder).mkdir()
+        found = Survey()
         for case, path in progress(pictures.items(), "converting", len(pictures)):
             shape = _convert_image(path, folder / "imagesTr" / f"{case}_0000{form.ending}", form)
-            _convert_mask(masks[case], folder / "labelsTr" / f"{case}{form.ending}", label_map, path, shape)
+            codes = _read_mask(masks[case], path, shape)
+            if label_map:
+                write_picture(folder / "labelsTr" / f"{case}{form.ending}", label_map.apply(codes))
+            else:
+                found += _convert_instances(codes, folder, f"{case}{form.ending}")
+        if instances:
+            _report_instances(found, labels)
         for case, path in progress(tests.items(), "converting tests", len(tests)):
             _convert_image(path, folder / "imagesTs" / f"{case}_0000{form.ending}", form)
         write_json(folder / "dataset.json", _dataset_json(form, label_map, len(pictures), group_pattern))
@@ -117,7 +137,7 @@ def _pair(pictures: dict[str, Path], masks: dict[str, Path], images: Path, label
     """Case -> mask, for exactly the cases that have a picture."""
     paired: dict[str, Path] = {}
     for stem, path in masks.items():
-        case = stem if stem in pictures else _MASK_SUFFIX.sub("", stem)
+        case = stem if stem in pictures else MASK_SUFFIX.sub("", stem)
         if case in paired:
             raise UserError(path, f"is a second mask of {case}, beside {paired[case].name}", "remove one of the two")
         paired[case] = path
@@ -164,12 +184,24 @@ def _is_grey(pixels: np.ndarray) -> bool:
     return bool((pixels == pixels[..., :1]).all())
 
 
-def _report_masks(label_map: LabelMap) -> None:
+def _survey_masks(masks: dict[str, Path]) -> LabelMap:
+    """Read all masks of classes, and report what their values become."""
+    label_map = map_of(progress(masks.values(), "reading masks", len(masks)))
     if not label_map.is_identity:
         listed = ", ".join(f"{word} -> {label}" for word, label in label_map.names.items())
         logger.info("masks: values became labels: %s", listed)
     if label_map.first:
         logger.warning("masks: no mask holds 0, so label 0 (background) stays empty")
+    return label_map
+
+
+def _report_instances(found: Survey, labels: Path) -> None:
+    if not found.count:
+        raise UserError(labels, "no mask has any foreground", "check that these are the masks")
+    found.refuse_classes(labels)
+    logger.info("masks: %d instances became interior and boundary, and stay in %s", found.count, MASKS_FOLDER)
+    if found.scattered:
+        logger.warning("masks: %d instances lie in several pieces; only the largest has an interior", found.scattered)
 
 
 def _convert_image(path: Path, target: Path, form: _Form) -> tuple[int, ...]:
@@ -183,22 +215,32 @@ def _convert_image(path: Path, target: Path, form: _Form) -> tuple[int, ...]:
     return pixels.shape[:2]
 
 
-def _convert_mask(path: Path, target: Path, label_map: LabelMap, image: Path, shape: tuple[int, ...]) -> None:
+def _read_mask(path: Path, image: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """The codes of a mask of the same size as its image."""
     codes = read_codes(path)
     if codes.shape != shape:
         what = f"has shape {times(codes.shape)} (y, x), but its image {image} has {times(shape)}"
         raise UserError(path, what, "give an image and its mask the same size")
-    write_picture(target, label_map.apply(codes))
+    return codes
 
 
-def _dataset_json(form: _Form, label_map: LabelMap, count: int, group_pattern: str | None) -> dict[str, Any]:
+def _convert_instances(codes: np.ndarray, folder: Path, name: str) -> Survey:
+    instances = number_instances(codes)
+    write_instances(folder / MASKS_FOLDER / name, instances)
+    write_picture(folder / "labelsTr" / name, instances_to_segmentation(instances))
+    return survey(instances)
+
+
+def _dataset_json(form: _Form, label_map: LabelMap | None, count: int, group_pattern: str | None) -> dict[str, Any]:
     content: dict[str, Any] = {
         "channel_names": {"0": "R", "1": "G", "2": "B"} if form.colour else {"0": "grey"},
-        "labels": label_map.labels_entry(),
+        "labels": label_map.labels_entry() if label_map else LABELS_ENTRY,
         "numTraining": count,
         "file_ending": form.ending,
     }
-    if not label_map.is_identity:
+    if not label_map:
+        content["instances"] = INSTANCES_ENTRY
+    elif not label_map.is_identity:
         content["mask_values"] = label_map.names
     if group_pattern is not None:
         content["group_pattern"] = group_pattern

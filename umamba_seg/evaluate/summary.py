@@ -1,19 +1,24 @@
-"""Step 6: segmentations + references -> summary.json and a table of Dice, by nnU-Net's evaluation."""
+"""nnU-Net's summary.json and a table of Dice."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean, median
 
-from umamba_seg.datasets.images import read_image
+import numpy as np
+
 from umamba_seg.datasets.labels import Labels
-from umamba_seg.errors import UserError
-from umamba_seg.files import read_json
-from umamba_seg.log import progress, quiet, table
-from umamba_seg.text import shorten
+from umamba_seg.evaluate.folder import CaseScores, score_folder
+from umamba_seg.evaluate.metrics import Counts, ratio
+from umamba_seg.evaluate.protocols import choose_protocol
+from umamba_seg.files import write_json
+from umamba_seg.log import table
+
+_METRICS = ("Dice", "FN", "FP", "IoU", "TN", "TP", "n_pred", "n_ref")
 
 
 def evaluate_folder(
@@ -25,7 +30,7 @@ def evaluate_folder(
     *,
     allow_missing: bool = False,
 ) -> dict:
-    """Compare two folders of segmentations and write nnU-Net's summary.json.
+    """Compare two folders of segmentations and write nnU-Net's summary.json, without loading nnU-Net.
 
     Args:
         references: Folder of reference segmentations ``CASE.ending``.
@@ -36,56 +41,65 @@ def evaluate_folder(
         allow_missing: Evaluate the cases that were predicted; otherwise a missing one is an error.
 
     Returns:
+        The summary as written, see :func:`write_summary`.
+
+    Raises:
+        UserError: As :func:`~umamba_seg.evaluate.folder.score_folder`.
+    """
+    protocol = replace(choose_protocol(), metrics=())  # the counts of voxels alone
+    cases = score_folder(references, predictions, dataset_json, protocol, processes, allow_missing=allow_missing)
+    return write_summary(cases, references, predictions, dataset_json, output)
+
+
+def write_summary(
+    cases: Sequence[CaseScores], references: Path, predictions: Path, dataset_json: dict, output: Path
+) -> dict:
+    """Write nnU-Net's summary.json: its keys and its numbers, from our counts of voxels.
+
+    Returns:
         The summary as written: ``metric_per_case``, ``mean``, ``foreground_mean``. A metric of a class that neither
         segmentation of a case holds is NaN. nnU-Net's mean of a class leaves it out; a class without any score makes
         the foreground mean NaN.
-
-    Raises:
-        UserError: Nothing to compare, predictions are missing, or one has another shape than its reference.
     """
-    from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder
-    from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
-    from nnunetv2.utilities.label_handling.label_handling import LabelManager
-
-    ending = dataset_json["file_ending"]
-    predicted, expected = _cases(predictions, ending), _cases(references, ending)
-    unknown, missing = sorted(predicted - expected), sorted(expected - predicted)
-    if unknown:
-        raise UserError(references, f"holds no reference for {shorten(unknown)}", "name the folder that does")
-    if missing and not allow_missing:
-        raise UserError(predictions, f"predictions of {shorten(missing)} are missing", "predict them, or --chill")
-    for name in progress(sorted(predicted), "reading"):
-        _require_same_shape(references / f"{name}{ending}", predictions / f"{name}{ending}")
-    labels = LabelManager(dataset_json["labels"], dataset_json.get("regions_class_order"))
-    with quiet():
-        reader = determine_reader_writer_from_dataset_json(dataset_json, str(references / f"{min(predicted)}{ending}"))
-        compute_metrics_on_folder(
-            str(references),
-            str(predictions),
-            str(output),
-            reader(),
-            ending,
-            labels.foreground_regions if labels.has_regions else labels.foreground_labels,
-            labels.ignore_label,  # type: ignore[arg-type]  (None for none, against its hint)
-            processes,
-        )
-    return read_json(output)
+    keys, ending = _keys(dataset_json), dataset_json["file_ending"]
+    found = [{key: _numbers(case.classes[name].counts) for name, key in keys.items()} for case in cases]
+    means = {key: {metric: _nanmean([case[key][metric] for case in found]) for metric in _METRICS} for key in found[0]}
+    summary = {
+        "foreground_mean": {
+            metric: float(np.mean([metrics[metric] for metrics in means.values()])) for metric in _METRICS
+        },
+        "mean": means,
+        "metric_per_case": [
+            {
+                "metrics": metrics,
+                "prediction_file": str(predictions / f"{case.case}{ending}"),
+                "reference_file": str(references / f"{case.case}{ending}"),
+            }
+            for case, metrics in zip(cases, found, strict=True)
+        ],
+    }
+    write_json(output, summary)
+    return summary
 
 
-def _cases(folder: Path, ending: str) -> set[str]:
-    hidden = [path.name for path in folder.glob(f".*{ending}")]
-    if hidden:
-        raise UserError(folder, f"nnU-Net would take hidden files for cases: {shorten(hidden)}", "delete them")
-    names = {path.name.removesuffix(ending) for path in folder.glob(f"[!.]*{ending}")}
-    if not names:
-        raise UserError(folder, f"holds no files ending in {ending}", "name the folder of segmentations")
-    return names
+def _keys(dataset_json: dict) -> dict[str, str]:
+    """What nnU-Net calls each class: its value, or in a data set with regions the tuple as dataset.json has it."""
+    foreground = {name: value for name, value in dataset_json["labels"].items() if name not in ("background", "ignore")}
+    regions = any(isinstance(value, list) and len(value) > 1 for value in foreground.values())
+    if regions:
+        return {name: str(tuple(value) if isinstance(value, list) else value) for name, value in foreground.items()}
+    return {name: str(value[0] if isinstance(value, list) else value) for name, value in foreground.items()}
 
 
-def _require_same_shape(reference: Path, prediction: Path) -> None:
-    wanted, found = (read_image(path).array.shape for path in (reference, prediction))
-    if found != wanted:
-        raise UserError(prediction, f"has shape {found}, its reference {wanted}", "compare segmentations of one grid")
+def _numbers(counts: Counts) -> dict[str, float]:
+    tp, fp, fn, tn = counts
+    ratios = {key: float(ratio(metric, np.array(counts))) for key, metric in (("Dice", "dice"), ("IoU", "iou"))}
+    return ratios | {"FN": fn, "FP": fp, "TN": tn, "TP": tp, "n_pred": fp + tp, "n_ref": fn + tp}
+
+
+def _nanmean(values: list[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    return float(np.mean(known)) if known else math.nan
 
 
 def class_metrics(metrics: dict[str, dict], labels: Labels) -> dict[str, dict]:

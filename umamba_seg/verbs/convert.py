@@ -24,7 +24,14 @@ def convert(args: Namespace) -> dict:
 
         tests = args.test_images and Path(args.test_images)
         folder = pictures.convert(
-            Path(args.i), Path(args.l), raw, args.d, args.name, test_images=tests, group_pattern=args.group_pattern
+            Path(args.i),
+            Path(args.l),
+            raw,
+            args.d,
+            args.name,
+            test_images=tests,
+            group_pattern=args.group_pattern,
+            instances=args.instances,
         )
     logger.info("written: %s", folder)
     return {"dataset": folder.name, "folder": str(folder)}
@@ -56,6 +63,11 @@ def add_convert(verbs: argparse._SubParsersAction) -> None:
     folder.add_argument("-l", metavar="LABELS", required=True, help="folder of masks with the images' names")
     folder.add_argument("-d", metavar="ID", type=int, required=True, help="data set number")
     folder.add_argument("--name", required=True, help="data set name")
+    folder.add_argument(
+        "--instances",
+        action="store_true",
+        help="the masks number cells, which become interior and boundary; `umamba-seg instances` turns them back",
+    )
     folder.add_argument("--test-images", metavar="FOLDER", help="images without masks, for prediction")
     add_groups(folder, default="; it is kept in dataset.json")
     for source in (msd, folder):

@@ -1,0 +1,428 @@
+"""Is one set of segmentations better than another by more than the noise between cases? From the metrics of both.
+
+Cases are paired: a hard case is hard for both, so differences within cases say more than two means side by side.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from umamba_seg import figures
+from umamba_seg.errors import UserError
+from umamba_seg.evaluate import statistics
+from umamba_seg.evaluate.results import CaseMetrics, as_json
+from umamba_seg.files import make_folder, move_into_place, read_json, write_json
+from umamba_seg.log import logger, table
+from umamba_seg.text import shorten
+
+MEAN = "mean over classes"
+LEVEL = 0.05
+_FEWEST = 6
+"""With fewer cases that differ, no two-sided p can be below 0.05."""
+_DECIMALS = 12
+"""Differences that are equal to so many decimals are tied: what is beyond is rounding."""
+
+METHOD = {
+    "difference": "the second minus the first in every case; of a metric that is best at 0, of its magnitudes",
+    "won": "cases in which the second is better",
+    "mean over classes": "in every case, over the classes that are defined in both",
+    "undefined": "cases that are NaN in either, and are left out",
+    "infinite": "an infinite distance against a finite one is won or lost and ranks as the largest difference, but is "
+    "in no mean and no interval; two infinite ones differ by 0",
+    "interval": f"of the mean difference, {statistics.CONFIDENCE:.0%}, percentile bootstrap over cases "
+    f"({statistics.RESAMPLES} resamples, seed {statistics.SEED})",
+    "test": "Wilcoxon's signed-rank test, two-sided (scipy): equal magnitudes share their ranks, zeros are ranked and "
+    f"dropped (Pratt); exact where samples are small, else normal; none where fewer than {_FEWEST} cases differ",
+    "correction": "Holm's: over all pairs of folders, and apart from that over all pairs and classes",
+    "effect": "matched-pairs rank-biserial correlation, from -1 to 1, above 0 where the second is better",
+    "larger than the noise": f"corrected p below {LEVEL}, and the interval on the same side of 0; p alone where "
+    "differences are infinite",
+}
+REMINDER = (
+    "This is the noise between cases, not between trainings: how far another training of the same network (another "
+    "seed) would fall from this one cannot be told from one training each."
+)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Two sets of segmentations, compared in one class or in the mean over classes.
+
+    Attributes:
+        first: Name of one set.
+        second: Name of the other.
+        target: The class, or :data:`MEAN`.
+        cases: Cases that are compared.
+        left_out: Cases that are undefined in either.
+        infinite: Those of the compared cases whose difference is infinite.
+        mean: Mean of the second minus the first over the others; NaN if there are none.
+        low: Where the interval of the mean begins.
+        high: Where it ends.
+        won: Cases in which the second is better.
+        lost: Cases in which the first is better.
+        tied: The rest.
+        effect: Rank-biserial correlation, above 0 where the second is better; NaN if all are tied.
+        p: Of Wilcoxon's test; NaN where too few cases differ.
+        corrected_p: The same, corrected for the comparisons made.
+        better: The name of the one that is better by more than the noise, or None.
+    """
+
+    first: str
+    second: str
+    target: str
+    cases: int
+    left_out: int
+    infinite: int
+    mean: float
+    low: float
+    high: float
+    won: int
+    lost: int
+    tied: int
+    effect: float
+    p: float
+    corrected_p: float = math.nan
+    better: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Every pair of two or more sets of segmentations, compared in one metric.
+
+    Attributes:
+        metric: Its name.
+        better: ``"higher"``, ``"lower"``, or ``"zero"`` for one whose magnitude should be low.
+        unit: Of the metric, if it has one.
+        protocol: By which it was measured.
+        cases: The cases, sorted.
+        targets: The classes, and before them :data:`MEAN` if there are several.
+        scores: Set -> (cases, targets); the mean over classes is NaN here, since it depends on the pair.
+        paired: (first, second) -> second minus first, (cases, targets).
+        differences: The first target of every pair, then the other targets of every pair.
+    """
+
+    metric: str
+    better: str
+    unit: str
+    protocol: str
+    cases: tuple[str, ...]
+    targets: tuple[str, ...]
+    scores: Mapping[str, np.ndarray]
+    paired: Mapping[tuple[str, str], np.ndarray]
+    differences: tuple[Difference, ...]
+
+
+def compare(tables: Mapping[str, CaseMetrics], metric: str = "dice") -> Comparison:
+    """Compare sets of segmentations of the same cases.
+
+    Args:
+        tables: Name of a set -> its metrics; two or more.
+        metric: What is compared.
+
+    Raises:
+        UserError: The sets are not comparable: another protocol, other classes, cases or references, or the metric is
+            missing in one or only describes.
+    """
+    better = _require_comparable(tables, metric)
+    one = next(iter(tables.values()))
+    cases = tuple(sorted(one.values))
+    classes = [name for name in one.classes if any(metric in one.values[case][name] for case in cases)]
+    scores = {name: _scores(found, cases, classes, metric, better) for name, found in tables.items()}
+    targets = tuple(classes) if len(classes) == 1 else (MEAN, *classes)
+    paired, found = {}, []
+    for first, second in itertools.combinations(tables, 2):
+        differences = _subtract(scores[second], scores[first])
+        if len(classes) > 1:
+            differences = np.column_stack([_mean_over_classes(differences), differences])
+        paired[first, second] = differences
+        for target, column in zip(targets, differences.T, strict=True):
+            found.append(_describe(first, second, target, column, better))
+    if len(classes) > 1:
+        scores = {name: np.pad(values, ((0, 0), (1, 0)), constant_values=np.nan) for name, values in scores.items()}
+    contents = [read_json(found.path) for found in tables.values()]
+    if len(folders := {content["settings"]["references"] for content in contents}) > 1:
+        logger.warning(
+            "the references were in different folders; see that they are the same: %s", ", ".join(sorted(folders))
+        )
+    unit = contents[0]["metrics"][metric]["unit"]
+    judged = _judge(found, targets[0], better)
+    return Comparison(metric, better, unit, one.protocol, cases, targets, scores, paired, judged)
+
+
+def _require_comparable(tables: Mapping[str, CaseMetrics], metric: str) -> str:
+    """Which values of the metric are better."""
+    one, *others = tables.values()
+    for other in others:
+        _require_alike(one, other)
+    for found in tables.values():
+        if metric not in found.metrics:
+            what = f"holds no {metric}, only {', '.join(name for name, better in found.metrics.items() if better)}"
+            raise UserError(found.path, what, "evaluate with this metric, or compare another")
+    better = one.metrics[metric]
+    if better is None:
+        raise UserError(f"--metric {metric}", "only describes: no value of it is better", "compare another metric")
+    return better
+
+
+def _require_alike(one: CaseMetrics, other: CaseMetrics) -> None:
+    for what, found, wanted in (
+        ("the protocol", [other.protocol], [one.protocol]),
+        ("classes", other.classes, one.classes),
+    ):
+        if list(found) != list(wanted):
+            message = f"has {what} {shorten(found)}, but {one.path} has {shorten(wanted)}"
+            raise UserError(other.path, message, "evaluate all of them alike")
+    missing = [
+        f"{table.path} lacks {shorten(names)}"
+        for table, names in (
+            (one, sorted({*other.values} - {*one.values})),
+            (other, sorted({*one.values} - {*other.values})),
+        )
+        if names
+    ]
+    if missing:
+        raise UserError("compare", f"the cases are not the same: {'; '.join(missing)}", "predict and evaluate these")
+    measured = [metric for metric in one.metrics if metric.startswith("reference_") and metric in other.metrics]
+    changed = [case for case in one.values if _numbers(one, case, measured) != _numbers(other, case, measured)]
+    if changed:
+        what = f"its references of {shorten(changed)} are not those of {one.path}"
+        raise UserError(other.path, what, "evaluate all of them with the same references")
+
+
+def _numbers(table: CaseMetrics, case: str, metrics: Sequence[str]) -> list[str]:
+    """As text, in which NaN equals NaN."""
+    classes = sorted(table.values[case].items())
+    return [f"{values.get(metric, math.nan):.9g}" for _, values in classes for metric in metrics]
+
+
+def _scores(table: CaseMetrics, cases: Sequence[str], classes: Sequence[str], metric: str, better: str) -> np.ndarray:
+    """(cases, classes), NaN for what was not measured."""
+    values = [[table.values[case][name].get(metric, math.nan) for name in classes] for case in cases]
+    return np.abs(values) if better == "zero" else np.array(values)
+
+
+def _subtract(second: np.ndarray, first: np.ndarray) -> np.ndarray:
+    """The differences, where two equal infinities differ by 0."""
+    with np.errstate(invalid="ignore"):
+        return np.where(np.isinf(first) & (first == second), 0.0, second - first)
+
+
+def _mean_over_classes(differences: np.ndarray) -> np.ndarray:
+    """(cases, classes) -> (cases,), over what is defined; NaN if nothing is, or infinities cancel out."""
+    defined = ~np.isnan(differences)
+    with np.errstate(invalid="ignore"):
+        return np.where(defined, differences, 0).sum(axis=1) / np.where(
+            defined.any(axis=1), defined.sum(axis=1), np.nan
+        )
+
+
+def _describe(first: str, second: str, target: str, differences: np.ndarray, better: str) -> Difference:
+    """A comparison, before p is corrected."""
+    known = differences[~np.isnan(differences)]
+    finite = known[np.isfinite(known)]
+    ranks = signed_ranks(known if better == "higher" else -known)
+    won, lost = ranks[ranks > 0], -ranks[ranks < 0]
+    mean, low, high = statistics.bootstrap_mean(finite)
+    return Difference(
+        first,
+        second,
+        target,
+        cases=len(known),
+        left_out=len(differences) - len(known),
+        infinite=len(known) - len(finite),
+        mean=mean,
+        low=low,
+        high=high,
+        won=len(won),
+        lost=len(lost),
+        tied=len(known) - len(won) - len(lost),
+        effect=float((won.sum() - lost.sum()) / (won.sum() + lost.sum())) if len(won) + len(lost) else math.nan,
+        p=wilcoxon_p(ranks),
+    )
+
+
+def signed_ranks(differences: np.ndarray) -> np.ndarray:
+    """The rank of every difference by magnitude, zeros included, with its sign; 0 for zeros.
+
+    All that Wilcoxon's test needs; infinite differences have a rank as well.
+    """
+    from scipy.stats import rankdata
+
+    magnitudes = np.round(np.abs(differences), _DECIMALS)
+    return np.where(magnitudes > 0, np.sign(differences) * rankdata(magnitudes), 0.0)
+
+
+def wilcoxon_p(ranks: np.ndarray) -> float:
+    """Two-sided p of Wilcoxon's signed-rank test under Pratt's rule; NaN where fewer than six differ."""
+    from scipy.stats import wilcoxon
+
+    if np.count_nonzero(ranks) < _FEWEST:
+        return math.nan
+    return float(np.asarray(wilcoxon(ranks, zero_method="pratt"))[1])
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """Holm's correction of a family of p values; NaN belongs to no family and stays."""
+    order = sorted((index for index, p in enumerate(values) if not math.isnan(p)), key=lambda index: values[index])
+    corrected, largest = [math.nan] * len(values), 0.0
+    for rank, index in enumerate(order):
+        largest = max(largest, min(1.0, values[index] * (len(order) - rank)))
+        corrected[index] = largest
+    return corrected
+
+
+def _judge(found: Sequence[Difference], main: str, better: str) -> tuple[Difference, ...]:
+    """Correct p, in the family of the main target and in that of the classes, and decide."""
+    judged = []
+    for family in ([one for one in found if one.target == main], [one for one in found if one.target != main]):
+        for one, p in zip(family, holm([one.p for one in family]), strict=True):
+            judged.append(replace(one, corrected_p=p, better=_better(one, p, better)))
+    return tuple(judged)
+
+
+def _better(one: Difference, p: float, better: str) -> str | None:
+    """Who is better by more than the noise."""
+    if not p < LEVEL:
+        return None
+    sign = 1 if better == "higher" else -1
+    interval = sorted((sign * one.low, sign * one.high))
+    if one.effect > 0 and (one.infinite or interval[0] > 0):
+        return one.second
+    if one.effect < 0 and (one.infinite or interval[1] < 0):
+        return one.first
+    return None
+
+
+def sentences(comparison: Comparison) -> list[str]:
+    """A sentence for each pair of sets, on the mean over classes or the only class."""
+    main = [one for one in comparison.differences if one.target == comparison.targets[0]]
+    tests = sum(not math.isnan(one.p) for one in main)
+    correction = f" after correction for {tests} comparisons" if tests > 1 else ""
+    unit = f" {comparison.unit}" if comparison.unit else ""
+    return [_sentence(one, f"{comparison.metric} ({one.target})", unit, correction) for one in main]
+
+
+def _sentence(one: Difference, what: str, unit: str, correction: str) -> str:
+    p = "p < 0.001" if one.corrected_p < 0.001 else f"p = {one.corrected_p:.3f}"
+    test = f"{one.cases} cases, Wilcoxon {p}{correction}"
+    if one.better is None:
+        return f"No difference can be told between {one.first} and {one.second} in {what}: {_doubt(one, unit, test)}."
+    worse, won, lost = (one.first, one.won, one.lost) if one.better == one.second else (one.second, one.lost, one.won)
+    low, high = sorted((abs(one.low), abs(one.high)))
+    amount = f" by {abs(one.mean):.3g}{unit} (95 % interval {low:.3g} to {high:.3g}, {test})"
+    if one.infinite:
+        amount = f": it wins {won} cases and loses {lost}, {one.infinite} of them by an infinite distance ({test})"
+    return f"{one.better} is better than {worse} in {what}{amount}: larger than the noise between these cases."
+
+
+def _doubt(one: Difference, unit: str, test: str) -> str:
+    if math.isnan(one.p):
+        return f"they differ in {one.won + one.lost} of {one.cases} cases, and the test needs {_FEWEST}"
+    reason = "within the noise between these cases"
+    if one.corrected_p < LEVEL:
+        reason = "where the interval does not bear out what the test finds"
+    if one.infinite:
+        score = f"wins {one.won} cases and loses {one.lost}, {one.infinite} of them by an infinite distance"
+        return f"{one.second} {score} ({test}), {reason}"
+    interval = f"95 % interval {one.low:.3g} to {one.high:.3g}"
+    return f"{one.second} is {one.mean:+.3g}{unit} from {one.first} ({interval}, {test}), {reason}"
+
+
+def comparison_table(comparison: Comparison) -> str:
+    """A row for each pair and target, sentences, and what the reader must know."""
+    rows = [
+        [
+            f"{one.second} − {one.first}",
+            one.target,
+            one.mean,
+            one.low,
+            one.high,
+            one.cases,
+            one.left_out,
+            one.infinite,
+            f"{one.won}/{one.tied}/{one.lost}",
+            one.effect,
+            one.corrected_p,
+            one.better or "–",
+        ]
+        for one in comparison.differences
+    ]
+    unit = f" ({comparison.unit})" if comparison.unit else ""
+    headers = (comparison.metric + unit, "class", "difference", "95 % from", "to", "cases", "undefined", "infinite")
+    shown = table(rows, [*headers, "won/tied/lost", "effect", "Holm's p", "better"])
+    notes = [textwrap.fill(f"{name}: {text}", 118, subsequent_indent="  ") for name, text in METHOD.items()]
+    return "\n".join([shown, "", *sentences(comparison), REMINDER, "", *notes])
+
+
+def content_of(comparison: Comparison) -> dict:
+    """What compare.json holds: all numbers but those of single cases, which the CSV has."""
+    return as_json(
+        {
+            "format": 1,
+            "metric": comparison.metric,
+            "better": comparison.better,
+            "unit": comparison.unit,
+            "protocol": comparison.protocol,
+            "names": list(comparison.scores),
+            "cases": len(comparison.cases),
+            "differences": [asdict(one) for one in comparison.differences],
+            "sentences": sentences(comparison),
+            "reminder": REMINDER,
+            "method": METHOD,
+        }
+    )
+
+
+def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
+    """Write compare.json, compare.csv (the differences of every case) and compare.png into a folder."""
+    paths = [make_folder(folder) / f"compare.{ending}" for ending in ("json", "csv", "png")]
+    write_json(paths[0], content_of(comparison))
+    for path, content in ((paths[1], _sheet(comparison).encode()), (paths[2], _plot(comparison))):
+        part = folder / f".{path.name}.part"
+        try:
+            part.write_bytes(content)
+            move_into_place(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+    return paths
+
+
+def _sheet(comparison: Comparison) -> str:
+    sheet = io.StringIO()
+    writer = csv.writer(sheet, lineterminator="\n")
+    writer.writerow(
+        ["case", "class", "first", "second", f"first_{comparison.metric}", f"second_{comparison.metric}", "difference"]
+    )
+    for (first, second), differences in comparison.paired.items():
+        for (row, case), (column, target) in itertools.product(
+            enumerate(comparison.cases), enumerate(comparison.targets)
+        ):
+            numbers = (comparison.scores[first], comparison.scores[second], differences)
+            values = [values[row, column] for values in numbers]
+            writer.writerow([case, target, first, second, *("" if math.isnan(value) else value for value in values)])
+    return sheet.getvalue()
+
+
+def _plot(comparison: Comparison) -> bytes:
+    panels, sides = {}, {}
+    for (first, second), differences in comparison.paired.items():
+        found = {one.target: one for one in comparison.differences if (one.first, one.second) == (first, second)}
+        title = f"{second} − {first}"
+        panels[title] = [
+            figures.Strip(target, column, found[target].mean, found[target].low, found[target].high)
+            for target, column in zip(comparison.targets, differences.T, strict=True)
+        ]
+        left, right = (first, second) if comparison.better == "higher" else (second, first)
+        sides[title] = (f"← {left} is better", f"{right} is better →")
+    unit = f" in {comparison.unit}" if comparison.unit else ""
+    axis = f"difference of {comparison.metric}{unit} in a case (diamond: mean, bar: 95 % interval)"
+    return figures.strips(panels, axis, sides)
