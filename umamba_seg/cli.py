@@ -7,10 +7,15 @@ import argparse
 import umamba_seg
 from umamba_seg.verbs.about import add_info, add_quickstart
 from umamba_seg.verbs.check import add_check
+from umamba_seg.verbs.compare import add_compare
 from umamba_seg.verbs.convert import add_convert
 from umamba_seg.verbs.cost import add_cost, add_networks
+from umamba_seg.verbs.ensemble import add_ensemble
 from umamba_seg.verbs.evaluate import add_evaluate
+from umamba_seg.verbs.find_best import add_find_best
+from umamba_seg.verbs.instances import add_instances
 from umamba_seg.verbs.plan import add_plan, add_plan_and_preprocess
+from umamba_seg.verbs.postprocess import add_postprocess
 from umamba_seg.verbs.predict import add_predict
 from umamba_seg.verbs.train import add_extend, add_train
 
@@ -21,8 +26,13 @@ _VERBS = (
     add_plan,
     add_train,
     add_extend,
+    add_find_best,
     add_predict,
+    add_ensemble,
+    add_postprocess,
+    add_instances,
     add_evaluate,
+    add_compare,
     add_quickstart,
     add_networks,
     add_cost,

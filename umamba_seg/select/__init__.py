@@ -1,0 +1,1 @@
+"""Step 7: cross-validation -> which model is best, and how its segmentations are postprocessed."""
