@@ -1,6 +1,7 @@
 """Real data (not part of the project: without it those tests are skipped), the command line, and a trained model."""
 
 import contextlib
+import copy
 import io
 import json
 import logging
@@ -33,6 +34,49 @@ def _fresh_loggers() -> None:
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [], True
         logger.setLevel(logging.NOTSET)
+
+
+@pytest.fixture(scope="session")
+def save_series() -> Callable[..., Path]:
+    """``save_series(folder, array, spacing=..., origin=..., direction=..., change=...)`` writes a DICOM series.
+
+    ``array`` (z, y, x) holds 16-bit numbers, and the geometry is SimpleITK's. Neither the names of the files nor
+    InstanceNumber follow the slices. ``change(slice, number)`` may alter a slice; it is left out where that is False.
+    """
+    import numpy as np
+    import pydicom
+    from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+    straight = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
+
+    def save(
+        folder: Path, array, spacing=(1.0, 1.0, 1.0), origin=(0.0, 0.0, 0.0), direction=straight, change=None
+    ) -> Path:
+        folder.mkdir(parents=True, exist_ok=True)
+        axes = np.reshape(direction, (3, 3))
+        shared = pydicom.Dataset()
+        shared.SOPClassUID, shared.Modality, shared.PatientID, shared.PatientName = CTImageStorage, "CT", "P7", "A^B"
+        shared.StudyInstanceUID, shared.SeriesInstanceUID, shared.FrameOfReferenceUID = (generate_uid() for _ in "abc")
+        shared.SeriesNumber, shared.SeriesDescription = 3, "thorax"
+        for missing in ("PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID", "AccessionNumber"):
+            setattr(shared, missing, "")
+        shared.ImageOrientationPatient = axes[:, :2].T.ravel().tolist()
+        shared.PixelSpacing, shared.SliceThickness = [spacing[1], spacing[0]], spacing[2]
+        shared.Rows, shared.Columns, shared.SamplesPerPixel = *array.shape[1:], 1
+        shared.PhotometricInterpretation, shared.BitsAllocated, shared.BitsStored = "MONOCHROME2", 16, 16
+        shared.HighBit, shared.PixelRepresentation = 15, int(array.dtype.kind == "i")
+        for number, pixels in enumerate(array):
+            one = copy.deepcopy(shared)
+            one.SOPInstanceUID, one.InstanceNumber = generate_uid(), (number * 5) % 7
+            one.ImagePositionPatient = (np.array(origin) + axes[:, 2] * spacing[2] * number).tolist()
+            one.PixelData = pixels.astype(array.dtype.newbyteorder("<")).tobytes()
+            one.file_meta = pydicom.dataset.FileMetaDataset()
+            one.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+            if change is None or change(one, number) is not False:
+                one.save_as(folder / f"{chr(ord('a') + (number * 7) % 26)}{number}.dcm", enforce_file_format=True)
+        return folder
+
+    return save
 
 
 @pytest.fixture

@@ -81,9 +81,15 @@ def require_content(path: Path) -> None:
 def read_image(path: Path) -> Image:
     """Read an image or label file as nnU-Net will, but with NaN and infinity, which it would read as 0 from NIfTI.
 
+    A folder is read as a DICOM series.
+
     Raises:
         UserError: It cannot be read whole, or nnU-Net would misread it; the message names the file and the remedy.
     """
+    if path.is_dir():
+        from umamba_seg.datasets.dicom import read_series
+
+        return read_series(path)
     require_content(path)
     ending = ending_of(path.name)
     if ending in (".nii.gz", ".nii"):

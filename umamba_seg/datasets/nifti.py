@@ -23,6 +23,18 @@ if TYPE_CHECKING:
 _HEADER_BYTES = 348
 _NIFTI2_HEADER_BYTES = 540
 _FETCH = "get the file again: it was damaged, or its transfer was cut short"
+_OTHER_FORMATS = {
+    (128, b"DICM"): "a DICOM file",
+    (0, b"\x00\x00\x00\x01"): "an MGH file",
+    (0, b"NRRD"): "an NRRD file",
+    (0, b"ObjectType"): "a MetaImage file",
+    (0, b"\x89HDF"): "an HDF5 file (MINC?)",
+    (0, b"\x89PNG"): "a PNG file",
+    (0, b"\xff\xd8\xff"): "a JPEG file",
+    (0, b"PK\x03\x04"): "a ZIP archive",
+    (0, b"<"): "a web page or XML",
+}
+"""Where which bytes stand in files that are given names of NIfTI files now and then."""
 
 
 def read(path: Path) -> tuple[Nifti1Header, np.ndarray]:
@@ -36,6 +48,8 @@ def read(path: Path) -> tuple[Nifti1Header, np.ndarray]:
             header = _parse(stream.read(_HEADER_BYTES), path)
             content = stream.read()
     except gzip.BadGzipFile as error:
+        with path.open("rb") as file:
+            _refuse_other_formats(file.read(_HEADER_BYTES), path)
         what = f"damaged, or not compressed with gzip although its name ends in .gz ({error})"
         raise UserError(path, what, "get the file again, or drop .gz from its name if it is not compressed") from None
     except (EOFError, zlib.error) as error:
@@ -104,10 +118,20 @@ def _parse(block: bytes, path: Path) -> Nifti1Header:
         what = "is NIfTI-2 (or CIFTI, which builds on it), which SimpleITK does not read"
         raise UserError(path, what, "save it as NIfTI-1: nibabel.save(nibabel.Nifti1Image.from_image(image), path)")
     if _HEADER_BYTES not in sizes or block[344:347] != b"n+1":
+        _refuse_other_formats(block, path)
         raise UserError(path, "is not a NIfTI file", "give a NIfTI-1 file, or name the file after its real format")
     header = Nifti1Header(block, check=False)
     _require_sense(header, path)
     return header
+
+
+def _refuse_other_formats(start: bytes, path: Path) -> None:
+    for (offset, magic), name in _OTHER_FORMATS.items():
+        if start[offset : offset + len(magic)] == magic:
+            remedy = "convert it, or name it after its real format"
+            if magic == b"DICM":
+                remedy = "put the files of the series into a folder, and give that"
+            raise UserError(path, f"is {name}, although its name says NIfTI", remedy)
 
 
 def _require_sense(header: Nifti1Header, path: Path) -> None:
