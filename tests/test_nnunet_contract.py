@@ -9,6 +9,10 @@ from nnunetv2.evaluation.evaluate_predictions import (
     region_or_label_to_mask,
 )
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
+from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
+from nnunetv2.imageio.nibabel_reader_writer import NibabelIOWithReorient
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 from nnunetv2.inference.export_prediction import export_prediction_from_logits
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.postprocessing.remove_connected_components import remove_all_but_largest_component_from_segmentation
@@ -44,6 +48,10 @@ def parameters(function) -> list[str]:
             "inference_allowed_mirroring_axes",
         ),
         (PolyLRScheduler.step, "current_step"),
+        (SimpleITKIO.write_seg, "seg output_fname properties"),
+        (NibabelIOWithReorient.write_seg, "seg output_fname properties"),
+        (Tiff3DIO.write_seg, "seg output_fname properties"),
+        (NaturalImage2DIO.write_seg, "seg output_fname properties"),
         (compute_tp_fp_fn_tn, "mask_ref mask_pred ignore_mask"),
         (region_or_label_to_mask, "segmentation region_or_label"),
         (

@@ -53,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"umamba-seg: {where}: {error.strerror}; {remedy}", file=sys.stderr)
         return 2
     except Stopped as stop:
-        print(f"umamba-seg: stopped by {signal.Signals(stop.signum).name}; continue with --c", file=sys.stderr)
+        name = signal.Signals(stop.signum).name
+        print(f"umamba-seg: stopped by {name}; continue with {stop.continuing}", file=sys.stderr)
         return 128 + stop.signum
     except KeyboardInterrupt:
         print("umamba-seg: interrupted", file=sys.stderr)

@@ -42,11 +42,11 @@ class UserError(Exception):
 
 
 class Stopped(Exception):
-    """A signal ended a training, which has saved a checkpoint. The command line exits with 128 + ``signum``."""
+    """A signal ended a run; the option ``continuing`` goes on. The command line exits with 128 + ``signum``."""
 
-    def __init__(self, signum: int):
-        super().__init__(signum)
-        self.signum = signum
+    def __init__(self, signum: int, continuing: str = "--c"):
+        super().__init__(signum, continuing)
+        self.signum, self.continuing = signum, continuing
 
 
 class CasesFailed(UserError):

@@ -51,7 +51,7 @@ class Predictor:
         model_hash: SHA-256 of the plans and the folds' checkpoints.
         networks: One per fold, on ``device``.
         flips: How each tile is looked at.
-        step_size, device: As given.
+        step_size, device, ram_gb: As given.
     """
 
     model_folder: Path
@@ -69,6 +69,7 @@ class Predictor:
     flips: list[Flip]
     step_size: float
     device: torch.device
+    ram_gb: float | None
     _precision: Precision
     _memory: Memory
     _configuration: PredictionConfiguration
@@ -110,6 +111,7 @@ class Predictor:
         predictor.file_ending = predictor.dataset_json["file_ending"]
         predictor.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         predictor._precision = choose_precision("auto", predictor.device)
+        predictor.ram_gb = ram_gb
         predictor._memory = Memory(ram_gb, predictor.device, predictor._forward_bytes)
         predictor.folds = trained_folds(model_folder, folds, checkpoint_name)
         files = [model_folder / f"fold_{fold}" / checkpoint_name for fold in predictor.folds]

@@ -1,4 +1,4 @@
-"""Being asked to stop: SIGINT (Ctrl-C) and SIGTERM (a queue, a shutdown) end training at the next safe point."""
+"""Being asked to stop: SIGINT (Ctrl-C) and SIGTERM (a queue, a shutdown) end a run at the next safe point."""
 
 from __future__ import annotations
 
@@ -16,11 +16,16 @@ _USUAL = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_
 class StopRequest:
     """Listens to the signals within ``with``. A second one ends the process the way it usually would.
 
+    Args:
+        doing: What is done before the run ends, for the user.
+        continuing: The option that goes on afterwards.
+
     Attributes:
         signum: The signal that came, 0 before.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, doing: str = "saving a checkpoint", continuing: str = "--c") -> None:
+        self._doing, self._continuing = doing, continuing
         self.signum = 0
         self._at_once = False
         self._before: dict = {}
@@ -39,9 +44,9 @@ class StopRequest:
         for number, handler in _USUAL.items():
             signal.signal(number, handler)
         # Not through the logger: the signal may have come in the middle of its work.
-        os.write(2, f"{signal.Signals(signum).name}: saving a checkpoint; once more ends at once\n".encode())
+        os.write(2, f"{signal.Signals(signum).name}: {self._doing}; once more ends at once\n".encode())
         if self._at_once:
-            raise Stopped(signum)
+            raise Stopped(signum, self._continuing)
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
@@ -49,7 +54,7 @@ class StopRequest:
         self._at_once = True
         try:
             if self.signum:
-                raise Stopped(self.signum)
+                raise Stopped(self.signum, self._continuing)
             yield
         finally:
             self._at_once = False
