@@ -55,17 +55,18 @@ class CasesFailed(UserError):
     Args:
         failures: case identifier -> message.
         written: The files of the cases that were finished.
+        skipped: How many were finished before.
     """
 
-    def __init__(self, failures: dict[str, str], written: list[str]):
+    def __init__(self, failures: dict[str, str], written: list[str], skipped: int = 0):
         lines = "".join(f"\n  {message}" for message in failures.values())
         super().__init__(
-            f"{len(failures)} of {len(failures) + len(written)} cases failed",
+            f"{len(failures)} of {len(failures) + len(written) + skipped} cases failed",
             "the others were finished",
             f"mend these and run the same command on them again:{lines}",
         )
-        self.failures, self.written = failures, written
+        self.failures, self.written, self.skipped = failures, written, skipped
         self.result = {"segmentations": written, "failed": failures}
 
     def __reduce__(self):
-        return type(self), (self.failures, self.written)
+        return type(self), (self.failures, self.written, self.skipped)

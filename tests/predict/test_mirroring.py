@@ -60,3 +60,6 @@ def test_labels_by_name():
     assert named_pairs(SIDES, [("kidney_left", "kidney_right")]) == [(1, 3)]
     with pytest.raises(UserError, match="--swap-labels: no label kidney; choose among kidney_left, spine, kidney_"):
         named_pairs(SIDES, [("kidney", "kidney_right")])
+    for pairs in ([("kidney_left", "spine"), ("spine", "kidney_right")], [("spine", "spine")]):
+        with pytest.raises(UserError, match="--swap-labels: names spine twice; give each label one other side"):
+            named_pairs(SIDES, pairs)

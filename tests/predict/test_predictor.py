@@ -1,5 +1,6 @@
 """The predictor in memory: equal to nnU-Net's where it does the same, and what it does beyond."""
 
+import errno
 import json
 
 import numpy as np
@@ -94,11 +95,13 @@ def test_labels_that_change_places_are_named(make_model, caplog):
 def test_sure_and_unsure(make_model, image):
     predictor = Predictor.load(make_model(folds=3), None, "cpu", mirroring=False)
     found = predictor.predict([image], uncertainty=True, probabilities=True)
-    chances = found.probabilities.astype(np.float32)
+    single = [Predictor.load(predictor.model_folder, [fold], "cpu", mirroring=False) for fold in "012"]
+    alone = [one.predict([image], probabilities=True) for one in single]
+    chances = np.mean([one.probabilities.astype(np.float32) for one in alone], 0)
     entropy = -(chances * np.log(chances + 1e-12)).sum(0) / np.log(len(chances))
     np.testing.assert_allclose(found.entropy, entropy, atol=5e-3)
-    single = [Predictor.load(predictor.model_folder, [fold], "cpu", mirroring=False) for fold in "012"]
-    others = [one.predict([image]).segmentation != found.segmentation for one in single]
+    assert np.abs(found.probabilities - chances).max() > 5e-3  # those of the mean logits
+    others = [one.segmentation != found.segmentation for one in alone]
     assert found.disagreement.max() > 0
     assert np.mean(np.abs(np.mean(others, 0) - found.disagreement) < 1e-3) > 0.999
     assert single[0].predict([image], uncertainty=True).disagreement is None
@@ -145,6 +148,11 @@ def test_an_image_in_memory_is_segmented_as_its_file(trained, image):
         (lambda x: x, (1, 1, 0), r"scan: has the spacing \(1, 1, 0\)"),
         (lambda x: x * np.nan, (1, 1, 1), "scan: holds NaN or infinity"),
         (lambda x: x * 0, (1, 1, 1), "scan: every voxel is 0"),
+        (
+            lambda x: x[:, :1],
+            (0.1, 1, 1),
+            "scan: has 1×31×35 voxels of 0.1×1×1 mm: less than half a voxel of the model",
+        ),
     ],
 )
 def test_arrays_that_are_no_images(trained, image, change, spacing, message):
@@ -156,7 +164,9 @@ def test_arrays_that_are_no_images(trained, image, change, spacing, message):
 
 def test_too_little_memory_is_said_before_it_runs_out(make_model, image):
     predictor = Predictor.load(make_model(), None, "cpu", ram_gb=0.1)
-    with pytest.raises(UserError, match=r"ct: needs .* GB of memory for \d+ classes .*allow more with --ram-gb"):
+    with pytest.raises(
+        UserError, match=r"ct: needs .* GB of memory for \d+ classes .*allow more with --ram-gb, or take"
+    ):
         predictor.predict([image], name="ct")
 
 
@@ -193,3 +203,19 @@ def test_the_hash_names_the_model(make_model):
     plans["configurations"]["3d_fullres"]["batch_size"] += 1
     (model / "plans.json").write_text(json.dumps(plans))
     assert Predictor.load(model, ["1"], "cpu").model_hash != one.model_hash
+
+
+def test_a_full_disk_is_an_error_and_not_the_end_of_the_process(make_model, image, tmp_path, monkeypatch):
+    """A page of a mapped file that finds no room would raise a signal; here the disk refuses beforehand."""
+    asked = []
+
+    def refuse(_file, _start, size):
+        asked.append(size)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    predictor = Predictor.load(make_model(), None, "cpu", mirroring=False)
+    whole = predictor.predict([image], probabilities=True).probabilities
+    monkeypatch.setattr("os.posix_fallocate", refuse)
+    with pytest.raises(OSError, match="No space left"):
+        predictor.segment(predictor.prepare([image]), probabilities=True, scratch=tmp_path)
+    assert asked == [whole.nbytes]

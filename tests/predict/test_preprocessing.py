@@ -31,9 +31,9 @@ def test_it_is_nnunets(shape, new_shape, thick, order):
 
 def test_a_forced_decision_is_honoured():
     data = np.random.default_rng(1).normal(size=(1, 6, 9, 8)).astype(np.float32)
-    for force in (True, False):
-        expected = resample_data_or_seg_to_shape(data, (9, 5, 5), [3, 1, 1], [2, 2, 2], force_separate_z=force)
-        found = resample_image(data, (9, 5, 5), [3, 1, 1], [2, 2, 2], force_separate_z=force)
+    for how in ({"force_separate_z": True}, {}, {"force_separate_z": None, "separate_z_anisotropy_threshold": 2}):
+        expected = resample_data_or_seg_to_shape(data, (9, 5, 5), [3, 1, 1], [2, 2, 2], **how)
+        found = resample_image(data, (9, 5, 5), [3, 1, 1], [2, 2, 2], **how)
         np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
@@ -41,12 +41,12 @@ def test_other_functions_of_the_plans_are_kept(trained):
     plans = json.loads((trained.model / "plans.json").read_text())
     plan = plans["configurations"]["3d_fullres"]
     ours = PredictionConfiguration(plan, keeps_labels=False)
-    assert ours.resampling_fn_data.func is resample_image
+    assert ours.resampling_fn_data.args[0].func is resample_image
     labels = ours.resampling_fn_seg(np.ones((1, 3, 4, 5)), (2, 2, 2), [1, 1, 1], [2, 2, 2])
     assert labels.shape == (1, 2, 2, 2)
     assert not labels.any()
     other = plan | {"resampling_fn_data": "resample_torch_fornnunet", "resampling_fn_data_kwargs": {"is_seg": False}}
     kept = PredictionConfiguration(other, keeps_labels=True).resampling_fn_data
-    assert kept.func.__name__ == "resample_torch_fornnunet"
+    assert kept.args[0].func.__name__ == "resample_torch_fornnunet"
     theirs = PlansManager(plans).get_configuration("3d_fullres").resampling_fn_seg
     assert PredictionConfiguration(plan, keeps_labels=True).resampling_fn_seg.keywords == theirs.keywords

@@ -79,9 +79,21 @@ def test_half_spacings_pick_the_later_of_two_planes_as_near():
 @pytest.mark.parametrize(
     ("name", "how"),
     [("resample_data_or_seg_to_shape", {"order": 3}), ("no_resampling_hack", {}),
-     ("resample_torch_simple", {"mode": "nearest"})],
+     ("resample_torch_fornnunet", {"mode": "nearest"}), ("resample_data_or_seg_to_shape", {"unheard_of": 1}),
+     ("resample_torch_fornnunet", {"aniso_axis_mode": "linear"})],
 )  # fmt: skip
 def test_other_resampling_is_refused(name, how):
     plan = {"resampling_fn_probabilities": name, "resampling_fn_probabilities_kwargs": how}
     with pytest.raises(UserError, match="only linear resampling is there; predict with nnUNetv2_predict"):
         nearest_axis(plan, [1, 1, 1], [2, 2, 2])
+
+
+def test_thick_slices_begin_where_the_plans_say():
+    how = CONFIGURATION["resampling_fn_probabilities_kwargs"] | {"separate_z_anisotropy_threshold": 2}
+    assert nearest_axis(CONFIGURATION, [2.5, 1, 1], [2.5, 1, 1]) is None
+    assert nearest_axis(CONFIGURATION | {"resampling_fn_probabilities_kwargs": how}, [2.5, 1, 1], [2.5, 1, 1]) == 0
+    torch_function = {"resampling_fn_probabilities": "resample_torch_fornnunet"}
+    kwargs = {"is_seg": False, "force_separate_z": False, "memefficient_seg_resampling": False}
+    plan = torch_function | {"resampling_fn_probabilities_kwargs": kwargs}
+    assert nearest_axis(plan, [5, 1, 1], [5, 1, 1]) is None
+    assert nearest_axis(torch_function | {"resampling_fn_probabilities_kwargs": {}}, [5, 1, 1], [5, 1, 1]) == 0

@@ -267,7 +267,6 @@ def _load(model: Model, host: str) -> Predictor:
     from distributed import get_worker
 
     worker = get_worker()
-    settings.configure_nnunet(worker.state.nthreads)
     import torch
 
     from umamba_seg.predict.predictor import Predictor

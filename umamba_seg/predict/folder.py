@@ -258,6 +258,8 @@ def pipeline(predictor: Predictor, cases: Sequence[Case], job: Job, record: Reco
         for case, ahead in _in_turn(reader, prepare, cases, ahead=predictor.ram_gb is None):
             with stop.at_once():
                 prepared, prediction = ahead.result(), None
+                if behind is not None and behind.done():
+                    behind.result()  # a disk that is full is noticed before another case is segmented
                 if prepared is not None:
                     prediction = job.segment(predictor, case, prepared)
                 del prepared, ahead
@@ -462,7 +464,7 @@ def _outcome(record: Record, outcome: Outcome, images: Path) -> Outcome:
     if not failures:
         return outcome
     if written or outcome.skipped:
-        error = CasesFailed(failures, written)
+        error = CasesFailed(failures, written, len(outcome.skipped))
     else:
         error = UserError(
             images, "none of the cases could be segmented", "\n  ".join(["mend them:", *failures.values()])

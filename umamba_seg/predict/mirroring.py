@@ -98,10 +98,13 @@ def named_pairs(labels: Labels, pairs: Sequence[NamePair]) -> list[tuple[int, in
     """Label values by their names.
 
     Raises:
-        UserError: There is no such label, or it is a region.
+        UserError: There is no such label, it is a region, or it has several other sides.
     """
     single = {name: value for name, value in labels.foreground.items() if isinstance(value, int)}
     unknown = [name for pair in pairs for name in pair if name not in single]
     if unknown:
         raise UserError("--swap-labels", f"no label {', '.join(unknown)}", f"choose among {', '.join(single)}")
+    names = [name for pair in pairs for name in pair]
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError("--swap-labels", f"names {', '.join(repeated)} twice", "give each label one other side")
     return [(single[left], single[right]) for left, right in pairs]

@@ -24,7 +24,7 @@ from umamba_seg.plan.plans import read_model_plans, require_network, topology_of
 from umamba_seg.plan.precision import FLOAT32, Precision, choose_precision
 from umamba_seg.plan.step import Setting
 from umamba_seg.predict.cases import PreparedCase, from_array, read_case, read_previous
-from umamba_seg.predict.memory import Memory
+from umamba_seg.predict.memory import Demand, Memory
 from umamba_seg.predict.mirroring import Flip, NamePair, exchange_of, flips, named_pairs
 from umamba_seg.predict.preprocessing import PredictionConfiguration
 from umamba_seg.predict.resampling import Resampler, nearest_axis
@@ -112,13 +112,13 @@ class Predictor:
         predictor.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         predictor._precision = choose_precision("auto", predictor.device)
         predictor.ram_gb = ram_gb
-        predictor._memory = Memory(ram_gb, predictor.device, predictor._forward_bytes)
         predictor.folds = trained_folds(model_folder, folds, checkpoint_name)
         files = [model_folder / f"fold_{fold}" / checkpoint_name for fold in predictor.folds]
         checkpoints = [load_checkpoint(path) for path in files]
         predictor.model_hash = _hash([model_folder / "plans.json", *files])
         predictor._configure(checkpoints[0]["init_args"]["configuration"], files[0])
         predictor.networks = predictor._build(checkpoints, files)
+        predictor._memory = Memory(ram_gb, predictor.device, predictor._forward_bytes)
         axes = checkpoints[0]["inference_allowed_mirroring_axes"]
         predictor.flips = predictor._choose_flips(axes, swap_labels) if mirroring else [Flip()]
         return predictor
@@ -214,11 +214,12 @@ class Predictor:
         if previous is not None:
             values = {0, *self.labels.values} - {self.labels.ignore}
             stage = read_previous(name, previous, data.shape[1:], sorted(values))
-        with quiet():
-            preprocessor = self._configuration.preprocessor_class(verbose=False)
-            case = (data, stage, properties, self.plans_manager, self._configuration, self.dataset_json)
-            del data
-            data, stage, properties = preprocessor.run_case_npy(*case)
+        preprocessor = self._configuration.preprocessor_class(verbose=False)
+        common = (self.plans_manager, self._configuration, self.dataset_json)
+        try:
+            data, stage, properties = preprocessor.run_case_npy(data, stage, properties, *common)
+        except UserError as error:
+            raise UserError(name, error.what, error.remedy) from None
         if previous is not None:
             foreground = self.plans_manager.get_label_manager(self.dataset_json).foreground_labels
             data = np.vstack((data, convert_labelmap_to_one_hot(stage[0], foreground, data.dtype)))
@@ -245,22 +246,25 @@ class Predictor:
             UserError: It needs more memory than there is, or the network's output is not finite.
         """
         tiling = Tiling(case.data.shape[1:], self._configuration.patch_size, self.step_size)
-        classes = self.labels.num_classes
         members = len(self.networks) if uncertainty else 1
+        demand = Demand(
+            case,
+            tiling,
+            members,
+            self.labels.num_classes,
+            self.tiles_at_once,
+            all_classes=probabilities or uncertainty,
+            probabilities=probabilities and scratch is None,
+        )
+        device = self._memory.place(demand)
         properties = case.properties
         wanted = [int(extent) for extent in properties["shape_after_cropping_and_before_resampling"]]
         nearest = self._nearest_axis(properties) if wanted != list(tiling.shape) else None
-        in_order = [wanted[axis] for axis in tiling.order]
-        kept = classes * members if probabilities or uncertainty else 1
-        plane = in_order[1] * in_order[2]
-        device = self._memory.place(
-            case, tiling, members, classes, probabilities=probabilities and scratch is None, uncertainty=uncertainty
-        )
         resampler = Resampler(
             [tiling.shape[axis] for axis in tiling.order],
-            in_order,
+            [wanted[axis] for axis in tiling.order],
             None if nearest is None else tiling.order.index(nearest),
-            self._memory.planes_at_once(plane, kept),
+            demand.planes_at_once,
         )
         canvas = Canvas(
             self.labels,
@@ -273,7 +277,7 @@ class Predictor:
             scratch=scratch,
         )
         runner = _Runner(self, case.name, members)
-        sizes = {"members": members, "classes": classes, "tiles_at_once": self.tiles_at_once}
+        sizes = {"members": members, "classes": self.labels.num_classes, "tiles_at_once": self.tiles_at_once}
         for first, planes in sweep(case.data, tiling, runner, **sizes, device=device):
             for rows, group in resampler.feed(first, planes):
                 canvas.write(rows, group)
@@ -347,7 +351,9 @@ class _Runner:
         """float32, finite. What overflows in half precision is computed again in float32, and counted."""
         precision = self._predictor._precision
         logits = self._run(network, batch, precision)
-        if not logits.isfinite().all() and precision != FLOAT32:
+        if logits.isfinite().all():
+            return logits
+        if precision != FLOAT32:
             self._overflows += len(batch)
             logits = self._run(network, batch, FLOAT32)
         if not logits.isfinite().all():

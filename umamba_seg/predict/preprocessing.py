@@ -12,11 +12,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from nnunetv2.configuration import ANISO_THRESHOLD
 from nnunetv2.preprocessing.resampling.default_resampling import determine_do_sep_z_and_axis
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from scipy import ndimage
 
+from umamba_seg.errors import UserError
+from umamba_seg.text import times
+
 _KNOWN = {"is_seg": False, "order_z": 0}
+_TAKEN = ("order", "force_separate_z", "separate_z_anisotropy_threshold")
 _AT_ONCE = 32  # slices
 
 
@@ -37,15 +42,26 @@ class PredictionConfiguration(ConfigurationManager):
     def resampling_fn_data(self) -> Callable:
         """nnU-Net's, or ours with the same arguments."""
         how = self.configuration["resampling_fn_data_kwargs"]
-        known = all(how.get(key, value) == value for key, value in _KNOWN.items())
+        known = all(key in _TAKEN or _KNOWN.get(key) == value for key, value in how.items())
         if self.configuration["resampling_fn_data"] != "resample_data_or_seg_to_shape" or not known:
-            return super().resampling_fn_data
-        return partial(resample_image, order=how.get("order", 3), force_separate_z=how.get("force_separate_z", False))
+            return partial(_of_some_extent, super().resampling_fn_data)
+        taken = {key: value for key, value in how.items() if key in _TAKEN}
+        return partial(_of_some_extent, partial(resample_image, **taken))
 
     @property
     def resampling_fn_seg(self) -> Callable:
         """nnU-Net's, or nothing."""
         return super().resampling_fn_seg if self._keeps_labels else _no_labels
+
+
+def _of_some_extent(resample: Callable, data: np.ndarray, new_shape: Sequence[int], *spacings) -> np.ndarray:
+    """Resample an image, unless nothing of it is left."""
+    if 0 in tuple(new_shape):
+        what = (
+            f"has {times(data.shape[1:])} voxels of {times(spacings[0])} mm: less than half a voxel of the model's grid"
+        )
+        raise UserError("the image", what, "check its spacing, or leave the case out")
+    return resample(data, new_shape, *spacings)
 
 
 def _no_labels(seg: np.ndarray, new_shape: Sequence[int], *_spacings: Sequence[float]) -> np.ndarray:
@@ -60,6 +76,7 @@ def resample_image(
     *,
     order: int = 3,
     force_separate_z: bool | None = False,
+    separate_z_anisotropy_threshold: float = ANISO_THRESHOLD,
 ) -> np.ndarray:
     """What nnU-Net's ``resample_data_or_seg_to_shape`` makes of an image, but for rounding.
 
@@ -70,11 +87,12 @@ def resample_image(
             nearest slice is taken.
         order: Of the splines in the other axes.
         force_separate_z: As in the plans; None to decide by the spacings.
+        separate_z_anisotropy_threshold: Ratio of spacings from which slices are thick.
     """
     if tuple(data.shape[1:]) == tuple(new_shape):
         return data
     decide: Any = determine_do_sep_z_and_axis  # takes None too, against its hint
-    separate, thick = decide(force_separate_z, current_spacing, new_spacing)
+    separate, thick = decide(force_separate_z, current_spacing, new_spacing, separate_z_anisotropy_threshold)
     result = np.empty((len(data), *map(int, new_shape)), np.float32)
     for channel, target in zip(data, result, strict=True):
         if separate:

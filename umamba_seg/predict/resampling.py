@@ -7,16 +7,34 @@ float64, on all planes of a class at once.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from nnunetv2.configuration import ANISO_THRESHOLD
 from nnunetv2.preprocessing.resampling.default_resampling import determine_do_sep_z_and_axis
 from torch import Tensor
 from torch.nn import functional
 
 from umamba_seg.errors import UserError
 
-_LINEAR = ("resample_data_or_seg_to_shape", "resample_torch_fornnunet", "resample_torch_simple")
+# nnU-Net's functions with those of their arguments, and their defaults, that say how logits are resampled.
+_LINEAR: dict[str, dict] = {
+    "resample_data_or_seg_to_shape": {
+        "order": 1,
+        "order_z": 0,
+        "force_separate_z": False,
+        "separate_z_anisotropy_threshold": ANISO_THRESHOLD,
+    },
+    "resample_torch_fornnunet": {
+        "mode": "linear",
+        "aniso_axis_mode": "nearest-exact",
+        "force_separate_z": None,
+        "separate_z_anisotropy_threshold": ANISO_THRESHOLD,
+        "memefficient_seg_resampling": False,
+    },
+}
+_FREE = ("force_separate_z", "separate_z_anisotropy_threshold", "memefficient_seg_resampling")
 
 
 def nearest_axis(configuration: dict, current_spacing: Sequence[float], new_spacing: Sequence[float]) -> int | None:
@@ -31,11 +49,17 @@ def nearest_axis(configuration: dict, current_spacing: Sequence[float], new_spac
         UserError: The plans resample logits in another way.
     """
     name, how = configuration["resampling_fn_probabilities"], configuration["resampling_fn_probabilities_kwargs"]
-    if name not in _LINEAR or how.get("order", 1) != 1 or how.get("mode", "linear") != "linear" or how.get("is_seg"):
+    known = _LINEAR.get(name, {})
+    asked = known | {"is_seg": False} | how
+    linear = {"is_seg": False} | {key: value for key, value in known.items() if key not in _FREE}
+    if not known or set(asked) > {*known, "is_seg"} or any(asked[key] != value for key, value in linear.items()):
         what = f"logits are resampled by {name} with {how}; only linear resampling is there"
         raise UserError("plans", what, "predict with nnUNetv2_predict_from_modelfolder")
-    separate, axis = determine_do_sep_z_and_axis(how.get("force_separate_z"), current_spacing, new_spacing)
-    return axis if separate and how.get("order_z", 0) == 0 else None
+    decide: Any = determine_do_sep_z_and_axis  # takes None too, against its hint
+    separate, axis = decide(
+        asked["force_separate_z"], current_spacing, new_spacing, asked["separate_z_anisotropy_threshold"]
+    )
+    return axis if separate else None
 
 
 class _Axis:
@@ -64,8 +88,11 @@ class Resampler:
 
     def __init__(self, shape: Sequence[int], new_shape: Sequence[int], nearest: int | None, planes_at_once: int):
         self._axis = _Axis(shape[0], new_shape[0], nearest == 0)
-        self._plane, self._new_plane = tuple(shape[1:]), tuple(new_shape[1:])
-        self._in_plane = None if nearest in (None, 0) else nearest - 1
+        self._new_plane = tuple(new_shape[1:])
+        self._within: tuple[int, Tensor] | None = None  # an axis of planes of which the nearest line is taken
+        if nearest:
+            lines = _Axis(shape[nearest], new_shape[nearest], nearest=True).low
+            self._within = nearest, torch.from_numpy(lines)
         self._at_once = planes_at_once
         self._last: Tensor | None = None  # plane of what was fed before
         self._next = 0
@@ -109,9 +136,9 @@ class Resampler:
         return self._resample_planes(source)
 
     def _resample_planes(self, planes: Tensor) -> Tensor:
-        if self._in_plane is not None:
-            index = _Axis(self._plane[self._in_plane], self._new_plane[self._in_plane], nearest=True).low
-            planes = planes.index_select(self._in_plane + 1, torch.from_numpy(index).to(planes.device))
+        if self._within is not None:
+            axis, lines = self._within
+            planes = planes.index_select(axis, lines.to(planes.device))
         if planes.shape[1:] == self._new_plane:
             return planes
         # One by one: the last bits depend on how many planes torch is given at once.

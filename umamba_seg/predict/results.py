@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -25,9 +27,9 @@ class Prediction:
         files: Its images; none if it came as an array.
         segmentation: uint8, or uint16 for 255 labels and more.
         properties: What nnU-Net's writer needs, ``spacing`` (z, y, x) in mm among it.
-        probabilities: float16 (classes or regions, z, y, x), if asked for.
-        entropy: float16, if asked for: of the mean probabilities, from 0 (sure) to 1 (all classes alike). Regions: the
-            mean over their binary entropies.
+        probabilities: float16 (classes or regions, z, y, x), if asked for: of the folds' mean logits, as nnU-Net's.
+        entropy: float16, if asked for: of the folds' mean probabilities, from 0 (sure) to 1 (all classes alike).
+            Regions: the mean over their binary entropies.
         disagreement: float16, if asked for and there are several folds: the share of them whose own label is another.
     """
 
@@ -99,12 +101,14 @@ class Canvas:
             torch.stack([group.logits(member, number) for number in range(group.classes)])
             for member in range(group.members)
         ]
-        mean = torch.stack(members).mean(0)
+        mean = sum(members[1:], members[0]) / len(members)
         winner = self._winner(iter(mean))
         self._put("segmentation", rows, winner)
-        chances = mean.sigmoid() if self._labels.has_regions else mean.softmax(0)
-        self._put("probabilities", rows, chances)
-        self._put("entropy", rows, self._uncertainty(chances))
+        if self._probabilities is not None:
+            self._put("probabilities", rows, self._chances(mean))
+        if self._entropy is not None:
+            chances = sum((self._chances(member) for member in members[1:]), self._chances(members[0]))
+            self._put("entropy", rows, self._uncertainty(chances / len(members)))
         if self._disagreement is not None:
             others = torch.stack([self._winner(iter(member)) != winner for member in members])
             self._put("disagreement", rows, others.float().mean(0))
@@ -134,6 +138,9 @@ class Canvas:
             best = torch.maximum(best, rival)
         return found
 
+    def _chances(self, logits: Tensor) -> Tensor:
+        return logits.sigmoid() if self._labels.has_regions else logits.softmax(0)
+
     def _uncertainty(self, chances: Tensor) -> Tensor:
         if self._labels.has_regions:
             against = 1 - chances
@@ -158,4 +165,6 @@ def _empty(shape: tuple[int, ...], scratch: Path | None) -> np.ndarray:
     if scratch is None:
         return np.zeros(shape, np.float16)
     with tempfile.TemporaryFile(dir=scratch) as file:
+        if hasattr(os, "posix_fallocate"):  # or a page that finds no room on the disk would kill the process
+            os.posix_fallocate(file.fileno(), 0, prod(shape) * np.dtype(np.float16).itemsize)
         return np.memmap(file, np.float16, "w+", shape=shape)

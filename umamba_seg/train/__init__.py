@@ -53,4 +53,4 @@ def trained_folds(model: Path, folds: Sequence[str] | None, checkpoint: str) -> 
         raise UserError(
             f"-f {' '.join(missing)}", f"no {checkpoint} of this fold in {model}", f"choose among {', '.join(there)}"
         )
-    return list(wanted)
+    return list(dict.fromkeys(wanted))

@@ -6,7 +6,6 @@ import argparse
 from argparse import Namespace
 from pathlib import Path
 
-from umamba_seg import settings
 from umamba_seg.errors import UserError
 from umamba_seg.log import logger
 from umamba_seg.verbs.arguments import add_common, add_device, device_of, positive_number
@@ -23,7 +22,6 @@ def ensemble(args: Namespace) -> dict:
     for folder in map(Path, [*(args.i or args.m), *([args.images] if args.images else [])]):
         if not folder.is_dir():
             raise UserError(folder, "no such folder", "check the path")
-    settings.configure_nnunet(settings.cores())
     written = _of_folders(args) if args.i else _of_models(args)
     logger.info("%d segmentations written to %s", len(written), args.o)
     return {"segmentations": [str(path) for path in written], "failed": {}}

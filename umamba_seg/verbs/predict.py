@@ -7,7 +7,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from umamba_seg import paths, settings
+from umamba_seg import paths
 from umamba_seg.errors import UserError
 from umamba_seg.log import logger
 from umamba_seg.verbs.arguments import (
@@ -42,7 +42,6 @@ def predict(args: Namespace) -> dict:
     require_part(args.part_id, args.num_parts)
     _require_sense(args, model)  # before torch is loaded
 
-    settings.configure_nnunet(settings.cores())  # nnU-Net's predictor takes it for the number of torch's threads
     from umamba_seg.predict.predictor import Predictor
 
     device = "cpu" if args.cluster else device_of(args.device)  # workers of a cluster have devices of their own
