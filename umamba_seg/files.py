@@ -54,6 +54,16 @@ def write_json(path: Path, content: object) -> None:
         part.unlink(missing_ok=True)  # of a disk that is full
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text, line ends as they are, under another name first, so that ``path`` is never half written."""
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        part.write_text(text, encoding="utf-8", newline="")
+        move_into_place(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
 def move_into_place(part: Path, path: Path) -> None:
     """Rename a written file once it is on the disk, so that not even a power failure leaves half of it at ``path``."""
     with part.open("r+b") as file:

@@ -297,3 +297,25 @@ def test_labels_stored_as_other_types():
     found = evaluate_case(SOMETHING * 300, SOMETHING * 300, (1, 1, 1), many, ["dice"])
     assert found["c300"].values == {"dice": 1}
     assert math.isnan(found["c44"].values["dice"])
+
+
+def test_labels_and_metrics_may_be_written_otherwise():
+    reference = np.array([[1, 2, 0, 3]])
+    found = evaluate_case(reference, reference, (1, 1), {"x": [2, 1], "y": (3,), "z": 3}, "dice, iou")
+    assert found["x"].counts.tp == 2
+    assert found["y"].values == found["z"].values == {"dice": 1, "iou": 1}
+    assert evaluate_case(reference, reference, (1, 1), {"x": [1, 2], "y": 3}, "dice")["x"].values == {"dice": 1}
+
+
+@pytest.mark.parametrize("labels", [{"background": 0, "x": 1}, {"x": "1"}, {"x": 1.5}, {"x": []}, {"x": -1}, {"x": 0}])
+def test_labels_that_are_refused(labels):
+    array = np.array([[1, 0]])
+    with pytest.raises(UserError, match=r"labels: '\w+' is .*; give each class a whole number above 0, or a list"):
+        evaluate_case(array, array, (1, 1), labels)
+
+
+def test_an_image_is_no_prediction():
+    with pytest.raises(UserError, match="prediction: holds no labels: more than 20 values that have no name"):
+        evaluate_case(np.ones((6, 6), int), np.arange(36).reshape(6, 6), (1, 1), ONE)
+    few = np.minimum(np.arange(36), 21).reshape(6, 6)
+    assert evaluate_case(np.ones((6, 6), int), few, (1, 1), ONE)["x"].counts.tp == 1

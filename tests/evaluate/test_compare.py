@@ -4,15 +4,26 @@ import csv
 import itertools
 import json
 import math
+import os
 import re
 
 import numpy as np
 import pytest
 from scipy.stats import wilcoxon
 
+from umamba_seg import figures
 from umamba_seg.datasets.pictures import write_picture
 from umamba_seg.errors import UserError
-from umamba_seg.evaluate.compare import compare, holm, sentences, signed_ranks, wilcoxon_p
+from umamba_seg.evaluate.compare import (
+    _plot,
+    compare,
+    comparison_table,
+    content_of,
+    holm,
+    sentences,
+    signed_ranks,
+    wilcoxon_p,
+)
 from umamba_seg.evaluate.results import read_case_metrics
 from umamba_seg.evaluate.statistics import bootstrap_mean
 
@@ -33,9 +44,7 @@ def tables(tmp_path):
     return make
 
 
-def _write(
-    folder, values, metric="dice", better="higher", unit="", protocol="nnunet", reference_ml=1.0, references="labels"
-):
+def _write(folder, values, metric="dice", better="higher", unit="", protocol="nnunet", n_ref=1000, references="labels"):
     folder.mkdir(parents=True, exist_ok=True)
     words = {math.inf: "inf", -math.inf: "-inf"}
     cases = []
@@ -44,12 +53,12 @@ def _write(
         for name, column in values.items():
             value = float(column[number])
             shown = None if math.isnan(value) else words.get(value, value)
-            classes[name] = {"state": "present", metric: shown, "reference_ml": reference_ml}
+            classes[name] = {"state": "present", "n_ref": n_ref, metric: shown, "reference_ml": 1.0}
         cases.append({"case": f"case_{number:02d}", "classes": classes})
     content = {
         "format": 1,
         "protocol": {"name": protocol},
-        "settings": {"references": references},
+        "settings": {"references": references, "endings": [".png"], "missing": []},
         "classes": list(values),
         "metrics": {metric: {"better": better, "unit": unit}, "reference_ml": {"better": None, "unit": "ml"}},
         "cases": cases,
@@ -240,7 +249,36 @@ def test_infinities_of_both_signs_cancel_to_nothing(tables):
     first["liver"][0] = second["spleen"][0] = first["liver"][1] = np.inf
     comparison = compare(tables("hd95", "lower", A=first, B=second), "hd95")
     assert comparison.paired["A", "B"][:3, 0].tolist() == pytest.approx([math.nan, -math.inf, 0], nan_ok=True)
-    assert comparison.differences[0].left_out == 1
+    (main, *_) = comparison.differences
+    assert (main.cases, main.left_out, main.unranked, main.infinite) == (39, 0, 1, 1)
+    assert "1 more cannot be ranked: each misses another class" in sentences(comparison)[0]
+    assert content_of(comparison)["differences"][0]["unranked"] == 1
+    assert "each of the two misses another class" in content_of(comparison)["method"]["no rank"]
+
+
+def test_unranked_cases_stand_beside_the_test(tables):
+    first, second = {"liver": BASE.copy(), "spleen": BASE.copy()}, {"liver": BASE + 0.1, "spleen": BASE + 0.1}
+    first["liver"][0] = second["spleen"][0] = np.inf
+    (sentence,) = sentences(compare(tables("hd95", "lower", A=first, B=second), "hd95"))
+    assert "(95 % interval 0.1 to 0.1, 39 cases (1 more cannot be ranked: each misses another class), Wil" in sentence
+
+
+def test_a_plot_of_many_pairs_shows_the_largest_effects(tables, monkeypatch):
+    shifts = [0, 0, *(0.002 * number for number in range(1, 8))]
+    sets = {f"s{number}": {"liver": BASE + RNG.normal(shift, 0.01, 40)} for number, shift in enumerate(shifts)}
+    comparison = compare(tables(**sets))
+    drawn = []
+    monkeypatch.setattr(figures, "strips", lambda panels, *_: drawn.extend(panels) or b"")
+    _plot(comparison)
+    effects = {f"{one.second} − {one.first}": abs(one.effect) for one in comparison.differences}
+    assert len(effects) == 36
+    assert set(drawn) == set(sorted(effects, key=lambda title: -effects[title])[:30])
+    assert "The plot shows the 30 of 36 pairs with the largest effects." in comparison_table(comparison)
+
+
+def test_the_interval_of_one_case_says_nothing(tables):
+    shown = comparison_table(compare(tables(A={"liver": BASE[:1]}, B={"liver": BASE[:1] + 0.25})))
+    assert re.search(r"B − A +liver +0.2500 +– +– +1 ", shown)
 
 
 def slow_holm(values):
@@ -281,7 +319,7 @@ def test_three_sets_are_corrected(tables):
             {"values": {"liver": BASE[:38]}},
             r"the cases are not the same: .*B/metrics.json lacks case_38, case_39; predict",
         ),
-        ({"reference_ml": 2.0}, r"B/metrics.json: its references of case_00, .* and 30 more are not those of .*A/metr"),
+        ({"n_ref": 1001}, r"B/metrics.json: its references of case_00, .* and 30 more are not those of .*A/metr"),
         ({"metric": "iou"}, r"B/metrics.json: holds no dice, only iou; evaluate with this metric"),
     ],
 )
@@ -322,6 +360,8 @@ def test_command(tmp_path, umamba_seg):
     done = umamba_seg("compare", *folders, "-o", tmp_path / "out").succeeded()
     assert "b/validation is better than a/validation in dice (mean over classes) by" in done.out
     assert "not between trainings" in done.out
+    assert "`method` in compare.json" in done.out
+    assert "percentile bootstrap" not in done.out
     assert re.search(r"b/validation − a/validation +spleen +0.0000 .* nan +nan +–\n", done.out)
     content = json.loads((tmp_path / "out" / "compare.json").read_text())
     assert content["names"] == ["a/validation", "b/validation"]
@@ -341,29 +381,105 @@ def test_command(tmp_path, umamba_seg):
     }
 
 
-def test_command_evaluates_what_has_no_metrics(tmp_path, umamba_seg):
+@pytest.fixture
+def pictures(tmp_path, monkeypatch):
+    """Folders of references, of segmentations that are near and of some that are far, without metrics.json."""
+    monkeypatch.setattr("umamba_seg.settings.workers", lambda requested: 1)
     description = {"channel_names": {"0": "grey"}, "labels": {"background": 0, "cell": 1}, "file_ending": ".png"}
     reference = np.zeros((20, 20), np.uint8)
     reference[4:14, 4:14] = 1
+    folders = []
     for name, shift in (("references", 0), ("near", 1), ("far", 3)):
-        (tmp_path / name).mkdir()
+        folders.append(tmp_path / name)
+        folders[-1].mkdir()
         for number in range(6):
-            moved = np.roll(reference, shift if number else 0, axis=1)
-            write_picture(tmp_path / name / f"{number}.png", moved)
-        (tmp_path / name / "dataset.json").write_text(json.dumps(description))
-    done = umamba_seg("compare", *(tmp_path / name for name in ("references", "near", "far")), "-o", tmp_path, "--json")
+            write_picture(folders[-1] / f"{number}.png", np.roll(reference, shift if number else 0, axis=1))
+        (folders[-1] / "dataset.json").write_text(json.dumps(description))
+    return folders
+
+
+def test_command_evaluates_what_has_no_metrics(pictures, umamba_seg, tmp_path):
+    references, near, far = pictures
+    done = umamba_seg("compare", near, far, "-r", references, "-o", tmp_path, "--json")
     (found,) = done.succeeded().result["differences"]
     assert found["mean"] == pytest.approx(-0.2 * 5 / 6)
     assert found["tied"] == 1
     assert "near holds no metrics.json: evaluating it" in done.err
+    again = umamba_seg("compare", near, far, "-r", references, "-o", tmp_path)
+    assert "evaluating it" not in again.succeeded().err
+
+
+def _touch(path, seconds):
+    """Written so long after metrics.json."""
+    moment = (path.parent.parent / "near" / "metrics.json").stat().st_mtime + seconds
+    os.utime(path, (moment, moment))
+
+
+@pytest.mark.parametrize("place", ["near", "references"])
+def test_numbers_older_than_a_file_are_measured_anew(pictures, umamba_seg, tmp_path, place):
+    references, near, far = pictures
+    for folder in (near, far):
+        umamba_seg("evaluate", references, folder, "--metrics", "dice,nsd@2mm", "-np", 1).succeeded()
+    changed = tmp_path / place / "3.png"
+    write_picture(changed, np.roll(np.eye(20, dtype=np.uint8), 2, axis=0))
+    _touch(changed, 5)
+    refused = umamba_seg("compare", near, far)
+    assert refused.code == 2
+    assert f"{place}/3.png: newer than metrics.json; evaluate again, or give -r REFERENCES" in refused.err
+    done = umamba_seg("compare", near, far, "-r", references, "-o", tmp_path).succeeded()
+    assert f"near was evaluated before {changed} was written: evaluating it" in done.err
+    found = read_case_metrics(near)
+    assert found.values["3"]["cell"]["dice"] < 0.5
+    assert set(found.metrics) == {"dice", "nsd@2mm"}
+
+
+def test_numbers_without_the_metric_get_it(pictures, umamba_seg, tmp_path):
+    references, near, far = pictures
+    for folder in (near, far):
+        umamba_seg("evaluate", references, folder, "--metrics", "dice", "-np", 1).succeeded()
+    words = ("--metric", "hd95", "-o", tmp_path, "--json")
+    done = umamba_seg("compare", near, far, "-r", references, *words).succeeded()
+    assert done.result["differences"][0]["mean"] == pytest.approx(2 * 5 / 6)
+    assert "near was evaluated without hd95: evaluating it" in done.err
+    assert set(read_case_metrics(near).metrics) == {"dice", "hd95"}
+
+
+def test_numbers_of_other_references_are_measured_anew(pictures, umamba_seg, tmp_path):
+    references, near, far = pictures
+    umamba_seg("evaluate", far, near, "-np", 1).succeeded()
+    umamba_seg("evaluate", references, far, "-np", 1).succeeded()
+    done = umamba_seg("compare", near, far, "-r", references, "-o", tmp_path, "--json").succeeded()
+    assert f"near was evaluated with other references ({far}): evaluating it" in done.err
+    assert done.result["differences"][0]["mean"] == pytest.approx(-0.2 * 5 / 6)
+
+
+def test_the_protocol_and_the_cases_left_out_stay(pictures, umamba_seg, tmp_path):
+    references, near, far = pictures
+    for folder in (near, far):
+        (folder / "5.png").unlink()
+        umamba_seg("evaluate", references, folder, "--chill", "--protocol", "mambaunet", "-np", 1).succeeded()
+    _touch(near / "3.png", 5)
+    done = umamba_seg("compare", near, far, "-r", references, "-o", tmp_path, "--json").succeeded()
+    assert (done.result["protocol"], done.result["cases"]) == ("mambaunet", 5)
+    assert "near was evaluated before" in done.err
+
+
+def test_a_broken_file_is_written_anew(pictures, umamba_seg, tmp_path):
+    references, near, far = pictures
+    (near / "metrics.json").write_text("{}")
+    done = umamba_seg("compare", near, far, "-r", references, "-o", tmp_path).succeeded()
+    assert "near holds a metrics.json that cannot be read (is no metrics.json of format 1" in done.err
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["a", "nowhere"], "nowhere: no such folder"),
-        (["empty", "a"], "one folder of segmentations is not enough; "),
-        (["a", "empty"], "empty: holds no metrics.json, and no references are named; name the references first"),
+        (["a", "b", "-r", "nowhere"], "nowhere: no such folder"),
+        (["a"], "one folder of segmentations is not enough; name two or more, and their references with -r"),
+        (["a", "empty"], "empty: holds no metrics.json, and no references are named; name them with -r REFERENCES"),
+        (["empty", "a", "b"], "empty: holds no metrics.json, and no references are named"),
+        (["a", "b", "--metric", "iou"], "a/metrics.json: holds no iou, only dice"),
         (["a", "a"], "a folder is named twice"),
         (["a", "b", "--names", "x"], "--names x: 1 names for 2 folders, which must differ"),
         (["a", "b", "--names", "x", "x"], "--names x x: 2 names for 2 folders, which must differ"),

@@ -2,17 +2,22 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Generator
 
 import nibabel
 import numpy as np
 import pytest
+import tifffile
 from skimage import io
 
 from umamba_seg.errors import UserError
 from umamba_seg.evaluate import folder
 from umamba_seg.evaluate.protocols import PROTOCOLS
+from umamba_seg.evaluate.results import evaluate_segmentations, read_case_metrics
 
 LABELS = {"background": 0, "left": 1, "right": 2}
 
@@ -206,12 +211,16 @@ def test_missing_cases_may_be_left_out(folders, umamba_seg):
     done = evaluate(umamba_seg, folders, "--chill", "--json").succeeded()
     assert json.loads((folders[1] / "metrics.json").read_text())["counts"]["left"]["cases"] == 2
     assert done.result["mean"]["1"]["Dice"] == pytest.approx(2 / 3)
+    assert json.loads((folders[1] / "metrics.json").read_text())["settings"]["missing"] == ["b"]
+    assert "1 cases were not predicted and are left out: b" in done.err
+    assert "1 cases were not predicted and left out: b" in evaluate(umamba_seg, folders, "--chill").succeeded().out
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (("--metrics", "dice,surface"), "--metrics surface: no such metric"),
+        (("--protocol", "umamba_cells"), "--protocol umamba_cells: counts cells, not classes; add --instances"),
         (("--protocol", "umamba"), "--protocol umamba: no such protocol"),
         (("--protocol", "umamba_abdomen"), "--protocol umamba_abdomen: has no tolerance for left, right"),
         (("--protocol", "nnmamba", "--metrics", "dice"), "--metrics: the protocol nnmamba measures dice, nsd@0.5px"),
@@ -231,5 +240,85 @@ def test_help_names_every_protocol(umamba_seg):
 
 def test_a_worker_that_is_killed(monkeypatch):
     monkeypatch.setattr(folder, "_score", os._exit)
-    with pytest.raises(UserError, match="-np: one of 2 worker processes was killed, most likely for want of memory"):
+    message = "-np: one of 2 worker processes was killed, most likely for want of memory.*__name__ == '__main__'"
+    with pytest.raises(UserError, match=message):
         list(folder._run([9, 9], 2))  # type: ignore[list-item]
+
+
+def test_ctrl_c_gives_up_what_waits(monkeypatch):
+    monkeypatch.setattr(folder, "_score", time.sleep)
+    run = folder._run([0, *[0.5] * 20], 2)  # type: ignore[list-item]
+    assert isinstance(run, Generator)
+    next(run)
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        run.throw(KeyboardInterrupt)
+    assert time.monotonic() - start < 2
+
+
+def test_workers_leave_ctrl_c_to_their_parent(monkeypatch):
+    monkeypatch.setattr(folder, "_score", signal.getsignal)
+    assert list(folder._run([signal.SIGINT] * 2, 2)) == [signal.SIG_IGN] * 2  # type: ignore[list-item]
+
+
+def test_an_image_is_no_segmentation(folders, umamba_seg):
+    affine = np.diag([1.0, 1, 3, 1])
+    image = np.arange(8 * 9 * 4, dtype=np.int16).reshape(8, 9, 4) * 3
+    nibabel.save(nibabel.Nifti1Image(image, affine), folders[1] / "b.nii.gz")
+    done = evaluate(umamba_seg, folders)
+    assert done.code == 2
+    assert "b.nii.gz: holds no labels: more than 20 values that have no name, such as " in done.err
+    assert len(done.err) < 400
+
+
+def test_without_a_description(folders, umamba_seg):
+    references, predictions = folders
+    description = predictions / "dataset.json"
+    description.rename(references / "dataset.json")
+    done = evaluate(umamba_seg, folders)
+    assert done.code == 2
+    assert f"predictions: holds no dataset.json, but {references} does: it looks as if the two were swapped" in done.err
+    (references / "dataset.json").rename(references.parent / "dataset.json")
+    done = evaluate(umamba_seg, folders)
+    assert "holds no dataset.json; name that of the data set with `evaluate -djfile FILE`" in done.err
+    evaluate(umamba_seg, folders, "-djfile", references.parent / "dataset.json").succeeded()
+
+
+def test_an_empty_folder(folders, umamba_seg, tmp_path):
+    (tmp_path / "empty").mkdir()
+    done = evaluate(umamba_seg, (folders[0], tmp_path / "empty"))
+    assert done.code == 2
+    assert "empty: this folder is empty; name the folder of segmentations" in done.err
+
+
+def test_the_interval_of_one_case_says_nothing(folders, umamba_seg):
+    for name in "bc":
+        (folders[1] / f"{name}.nii.gz").unlink()
+    out = evaluate(umamba_seg, folders, "--metrics", "dice", "--chill").succeeded().out
+    lines = [line.split() for line in out.splitlines()]
+    assert ["dice", "left", "0.6667", "–", "–", "0.6667", "0.6667", "0.6667", "1", "0", "0"] in lines
+
+
+def test_tiff_volumes_have_no_spacing(tmp_path, umamba_seg):
+    for name in ("references", "predictions"):
+        (tmp_path / name).mkdir()
+        volume = np.zeros((4, 20, 30), np.uint8)
+        volume[1:3, 5:10, 5:10] = 1
+        tifffile.imwrite(tmp_path / name / "a.tif", volume, photometric="minisblack")
+    description = {"labels": {"background": 0, "x": 1}, "file_ending": ".tif"}
+    (tmp_path / "predictions" / "dataset.json").write_text(json.dumps(description))
+    both, note = (tmp_path / "references", tmp_path / "predictions"), "TIFF volumes have no spacing: it is taken as 1"
+    assert note in evaluate(umamba_seg, both).succeeded().out
+    for place in both:
+        tifffile.imwrite(place / "a.tif", volume[1])
+    assert note not in evaluate(umamba_seg, both).succeeded().out
+
+
+def test_from_python(folders):
+    found = evaluate_segmentations(folders[0], folders[1], "dice", processes=1, output=folders[1] / "summary_x.json")
+    assert found.metrics_file == folders[1] / "metrics_x.json"
+    assert found.results["overall"]["dice"]["mean"] == pytest.approx(found.summary["foreground_mean"]["Dice"])
+    read = read_case_metrics(found.metrics_file)
+    assert (read.references, read.endings, read.missing) == (folders[0].resolve(), (".nii.gz",), ())
+    both = {"left": 18, "right": 12}
+    assert read.n_ref == {"a": both, "b": both, "c": {"left": 18, "right": 0}}

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -11,7 +12,15 @@ from scipy.optimize import linear_sum_assignment
 from umamba_seg.datasets.instances import RULES
 from umamba_seg.datasets.pictures import write_picture
 from umamba_seg.errors import UserError
-from umamba_seg.evaluate.instances import PROTOCOLS, THRESHOLDS, InstanceProtocol, evaluate_instances, match, score
+from umamba_seg.evaluate.instances import (
+    PROTOCOLS,
+    THRESHOLDS,
+    InstanceProtocol,
+    evaluate_instances,
+    instances_table,
+    match,
+    score,
+)
 from umamba_seg.evaluate.results import read_case_metrics
 from umamba_seg.evaluate.statistics import bootstrap_mean
 
@@ -195,16 +204,20 @@ def test_two_sets_of_instances_are_compared(folders, umamba_seg, tmp_path):
     for path in folders[0].glob("*.tif"):
         (perfect / path.name.replace("_label", "")).write_bytes(path.read_bytes())
     words = ("--metric", "instance_f1", "-o", tmp_path, "--json")
-    (found,) = umamba_seg("compare", *folders, perfect, *words).succeeded().result["differences"]
+    (found,) = umamba_seg("compare", folders[1], perfect, "-r", folders[0], *words).succeeded().result["differences"]
     assert (found["first"], found["second"], found["target"]) == ("predictions", "perfect", "cells")
     assert (found["won"], found["cases"], found["left_out"]) == (2, 2, 1)
 
 
-def test_a_prediction_that_is_missing(folders):
+def test_a_prediction_that_is_missing(folders, caplog):
     (folders[1] / "b.png").unlink()
     with pytest.raises(UserError, match="predictions: predictions of b are missing; predict them, or --chill"):
         evaluate_instances(*folders)
-    assert len(evaluate_instances(*folders, allow_missing=True)["cases"]) == 2
+    results = evaluate_instances(*folders, allow_missing=True)
+    assert len(results["cases"]) == 2
+    assert results["settings"]["missing"] == ["b"]
+    assert "1 images were not predicted and left out: b" in instances_table(results)
+    assert "1 cases were not predicted and are left out: b" in caplog.text
 
 
 def test_a_prediction_of_another_size(folders):
@@ -242,6 +255,24 @@ def test_instances_of_another_rule_than_the_protocol(folders):
         UserError, match="were made by the rule 'default', which is not that of umamba_cells; make them"
     ):
         evaluate_instances(*folders, protocol="umamba_cells")
+
+
+def test_masks_of_which_nobody_knows_how_they_were_made(folders):
+    unknown, made = "It is not known how these cells were made: there is no inst", "Cells are made of interior"
+    shown = instances_table(evaluate_instances(*folders, protocol="umamba_cells"))
+    assert unknown in shown
+    assert made not in shown
+    (folders[1] / "instances.json").write_text(json.dumps({"rule": "umamba_cells"}))
+    shown = instances_table(evaluate_instances(*folders, protocol="umamba_cells"))
+    assert unknown not in shown
+    assert made in shown
+
+
+def test_the_interval_of_one_image_says_nothing(folders):
+    for name in "bc":
+        (folders[1] / f"{name}.png").unlink()
+    shown = instances_table(evaluate_instances(*folders, allow_missing=True))
+    assert re.search(r"F1 at IoU 0.5 +0\.\d{4} +– +– ", shown)
 
 
 @pytest.mark.parametrize(

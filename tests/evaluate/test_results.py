@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,7 +28,8 @@ def results(protocol="nnunet", metrics=("dice", "hd95", "reference_ml")):
         CaseScores("a", evaluate_case(reference, prediction, (1, 1, 1), LABELS, metrics, protocol), "origin 1", (7,)),
         CaseScores("b", evaluate_case(prediction, prediction, (1, 1, 1), LABELS, metrics, protocol), "", ()),
     ]
-    return build_results(cases, targets_of(chosen, Labels(LABELS, None, None)), chosen, {"ignore_label": None})
+    about = {"references": "labels", "endings": [".NII.gz"], "missing": ["c"], "ignore_label": None}
+    return build_results(cases, targets_of(chosen, Labels(LABELS, None, None)), chosen, about)
 
 
 def test_numbers_come_back_as_they_were(tmp_path):
@@ -44,6 +46,8 @@ def test_numbers_come_back_as_they_were(tmp_path):
         "a": {"left": "present", "right": "missed"},
         "b": {"left": "present", "right": "both_empty"},
     }
+    assert found.n_ref == {"a": {"left": 4, "right": 1}, "b": {"left": 4, "right": 0}}
+    assert (found.references, found.endings, found.missing) == (Path("labels"), (".nii.gz",), ("c",))
     assert read_case_metrics(tmp_path / "metrics.json").values["a"] == found.values["a"]
 
 
@@ -107,7 +111,8 @@ def test_definitions_and_units_are_those_of_the_protocol():
         ('{"format": 2}', "is no metrics.json of format 1 (format: Input should be 1)"),
         (
             '{"format": 1, "protocol": {"name": "x"}, "classes": [], "metrics": {}, '
-            '"cases": [{"case": "a", "classes": {"x": {"state": "present", "dice": "high"}}}]}',
+            '"settings": {"references": "x", "endings": [], "missing": []}, '
+            '"cases": [{"case": "a", "classes": {"x": {"state": "present", "n_ref": 1, "dice": "high"}}}]}',
             "(cases.0.classes.x.dice: Input should be a valid number",
         ),
     ],

@@ -1,11 +1,16 @@
 """The best of several models by their validation, on folders as training leaves them."""
 
 import json
+import math
 import multiprocessing
 import multiprocessing.pool
+import os
 import pickle
 import shlex
 import shutil
+import socket
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,8 +24,9 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
 from umamba_seg.cli import build_parser
 from umamba_seg.errors import UserError
-from umamba_seg.select.crossval import whole_folder
+from umamba_seg.select.crossval import Candidate, Model, whole_folder
 from umamba_seg.select.find_best import find_best
+from umamba_seg.select.instructions import write_information
 
 DATASET = "Dataset007_Made"
 LABELS = {"labels": {"background": 0, "liver": 1, "kidney": 2}}
@@ -329,6 +335,94 @@ def test_no_model_at_all_is_said(world):
         world.find()
 
 
+def test_a_folder_of_another_name_is_left_out(world):
+    model = world.model("a", 0.1)
+    old = shutil.copytree(model, model.with_name(f"{model.name}__old"))
+    found = world.find(plans=["a"])
+    assert list(found["all_results"]) == [model.name]
+    assert found["left_out"] == {old.name: "not named UMambaSegTrainer__PLANS__CONFIGURATION"}
+    shutil.rmtree(model)
+    with pytest.raises(UserError, match=rf"holds no model; {old.name}: not named UMambaSegTrainer__PLANS__CONFIGUR"):
+        world.find()
+
+
+def killed_run() -> int:
+    """The number of a process that is gone."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_what_a_killed_run_has_left_is_removed(world):
+    models = [world.model("a", 0.1), world.model("b", 0.1)]
+    world.find()
+    gone = killed_run()
+    name = f"ensemble___{models[0].name}___{models[1].name}___0_1"
+    folds = models[0] / "crossval_results_folds_0_1"
+    drafts = [
+        world.results / "ensembles" / f".{name}.{gone}",
+        folds.with_name(f".{folds.name}.{gone}"),
+        folds / f".postprocessed.{gone}",
+    ]
+    for draft in drafts:
+        draft.mkdir()
+        (draft / "case_0.nii.gz").touch()
+    (world.results / f".find_best.{gone}@{socket.gethostname()}").touch()
+    world.find()
+    assert not list(world.results.rglob(".*"))
+
+
+@pytest.mark.parametrize("here", [True, False])
+def test_two_runs_do_not_work_on_the_same_results(world, here):
+    model = world.model("a", 0.1)
+    draft = model / ".crossval_results_folds_0_1.1"
+    draft.mkdir()
+    host = socket.gethostname() if here else "elsewhere"
+    process = os.getppid() if here else killed_run()
+    claim = world.results / f".find_best.{process}@{host}"
+    claim.touch()
+    message = f"another find_best is at work there: process {process} on {host}; wait for its end; if there is no such"
+    with pytest.raises(UserError, match=message):
+        world.find()
+    assert sorted(world.results.rglob(".*")) == sorted([draft, claim])  # the other's are not touched
+    claim.unlink()
+    world.find()
+
+
+def test_postprocessing_of_other_models_stays_while_their_segmentations_do(world):
+    first, second = world.model("a", 0.05), world.model("b", 0.1)
+    world.find(plans=["b"])
+    folder = second / "crossval_results_folds_0_1"
+    determined = (folder / "postprocessing.json").read_bytes()
+    assert (folder / "postprocessed" / "case_0.nii.gz").is_file()
+    assert world.find(ensembles=False)["best_model_or_ensemble"]["name"] == first.name
+    assert (folder / "postprocessing.json").read_bytes() == determined
+    assert (folder / "postprocessed" / "case_0.nii.gz").is_file()
+
+    write(world.reference("case_0") * 0, second / "fold_0" / "validation" / "case_0.nii.gz")
+    world.find(ensembles=False)
+    assert not (folder / "postprocessing.json").exists()
+    assert not (folder / "postprocessed").exists()
+    assert not voxels(folder / "case_0.nii.gz").any()
+
+
+def test_an_outcome_of_postprocessing_goes_with_it(world):
+    model = world.model("a", 0.0)
+    left = model / "crossval_results_folds_0_1" / "postprocessed"
+    world.find()
+    left.mkdir()
+    world.find()
+    assert not left.exists()
+
+
+def test_a_dice_that_postprocessing_has_undone_is_null(tmp_path):
+    model = Model(tmp_path, "a", "3d_fullres")
+    best = Candidate("a", (model,), tmp_path, {"foreground_mean": {"Dice": 0.5}})
+    write_information(tmp_path, best, math.nan, [best])
+    content = (tmp_path / "inference_information.json").read_text()
+    assert json.loads(content)["best_model_or_ensemble"]["result_on_crossval_post_pp"] is None
+
+
 def test_a_class_in_no_case_is_named(world):
     for case in world.cases:
         write(np.minimum(world.reference(case), 1), world.preprocessed / "gt_segmentations" / f"{case}.nii.gz")
@@ -369,6 +463,12 @@ def test_verb_prints_the_table_and_commands_that_are_understood(umamba_seg, worl
     single = umamba_seg(*words, "--disable_ensembling", "-p", "a", "-f", 0, "--json").succeeded().result
     assert single["folds"] == [0]
     build_parser().parse_args(shlex.split(single["commands"][0])[1:])
+
+
+def test_fold_all_is_refused_with_the_reason(umamba_seg, world):
+    refused = umamba_seg("find_best", "-d", 7, "--root", world.root, "-f", "all")
+    assert refused.code == 2
+    assert "argument -f: fold all has seen every case and holds none out; give numbers of folds" in refused.err
 
 
 def test_a_cascade_is_predicted_after_its_first_stage(world):

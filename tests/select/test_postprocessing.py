@@ -147,6 +147,21 @@ def test_rule(before, after, taken):
     assert decision(before, after).taken is taken
 
 
+def test_a_mean_that_does_not_exist_is_null_in_the_file(tmp_path):
+    path = tmp_path / "postprocessing.json"
+    lost = Decision(("liver",), {"liver": 0.0}, {"liver": math.nan})  # all of it was in no reference
+    written = write_decisions([lost], description("one label"), path)
+    assert "NaN" not in path.read_text()
+    [reason] = json.loads(path.read_text())["decisions"]
+    assert reason == {
+        "classes": ["liver"],
+        "taken": False,
+        "dice_before": {"liver": 0.0},
+        "dice_after": {"liver": None},
+    }
+    assert Postprocessing.read(path) == written
+
+
 def test_table_says_what_was_tried():
     lines = decisions_table([decision([0.5, 0.7], [0.6, 0.8]), decision([0.25], [0.125])]).splitlines()
     assert lines[2].split() == ["all", "foreground", "0.6000", "0.7000", "yes"]

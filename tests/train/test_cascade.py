@@ -21,8 +21,9 @@ from umamba_seg.datasets.raw import load_raw_dataset
 from umamba_seg.errors import UserError
 from umamba_seg.paths import resolve
 from umamba_seg.preprocess import preprocess
+from umamba_seg.train import run as train_run
 from umamba_seg.train.base import BaseTrainer
-from umamba_seg.train.cascade import makers, publish, require_previous_stage
+from umamba_seg.train.cascade import discard, makers, publish, require_previous_stage
 from umamba_seg.train.checkpoints import read_checkpoint
 from umamba_seg.train.data import Loader, Samples
 from umamba_seg.train.mirroring import with_swaps
@@ -50,10 +51,24 @@ def preprocessed(tmp_path) -> Path:
     return tmp_path
 
 
-def test_a_case_is_segmented_by_the_fold_that_holds_it_out(preprocessed):
-    assert makers(preprocessed, "abc") == {"a": "0", "b": "1", "c": "all"}
-    (preprocessed / "splits_final.json").unlink()
-    assert makers(preprocessed, "ab") == {"a": "all", "b": "all"}
+@pytest.fixture
+def overlapping(preprocessed) -> Path:
+    """Folds 0 and 2 hold out the first."""
+    folds = [*json.loads((preprocessed / "splits_final.json").read_text()), {"train": ["b", "c"], "val": ["a"]}]
+    (preprocessed / "splits_final.json").write_text(json.dumps(folds))
+    return preprocessed
+
+
+def test_a_case_is_segmented_by_the_folds_that_hold_it_out(overlapping):
+    assert makers(overlapping, "abc") == {"a": ["0", "2"], "b": ["1"], "c": ["all"]}
+    (overlapping / "splits_final.json").unlink()
+    assert makers(overlapping, "ab") == {"a": ["all"], "b": ["all"]}
+
+
+def finished(model: Path, fold: int | str, name: str = "checkpoint_final.safetensors") -> None:
+    folder = model / f"fold_{fold}"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).touch()
 
 
 def test_what_is_missing_of_the_first_stage_is_named_with_its_folds(preprocessed):
@@ -62,6 +77,9 @@ def test_what_is_missing_of_the_first_stage_is_named_with_its_folds(preprocessed
     folder = model / "predicted_next_stage" / SECOND
     folder.mkdir(parents=True)
     (folder / "a.b2nd").touch()
+    finished(model, 0)
+    finished(model, 1, "checkpoint_final.pth")  # as a conversion leaves it
+    finished(model, "all")
     for configuration in ("3d_lowres", "3d_fullres"):
         require_previous_stage(results, preprocessed, PLANS, configuration, ["a", "b", "c"])
     with pytest.raises(UserError) as caught:
@@ -73,6 +91,68 @@ def test_what_is_missing_of_the_first_stage_is_named_with_its_folds(preprocessed
     for case in "bc":
         (folder / f"{case}.b2nd").touch()
     require_previous_stage(results, preprocessed, PLANS, SECOND, ["a", "b", "c"])
+
+
+@pytest.mark.parametrize("maker", [0, 2])
+def test_segmentations_of_a_fold_that_is_not_done_are_refused(overlapping, maker):
+    results = overlapping / "results"
+    model = results / "Dataset001_Kind" / "UMambaSegTrainer__p__3d_lowres"
+    folder = model / "predicted_next_stage" / SECOND
+    folder.mkdir(parents=True)
+    for case in "ab":
+        (folder / f"{case}.b2nd").touch()
+    finished(model, 1)
+    finished(model, maker, "checkpoint_latest.safetensors")
+    with pytest.raises(UserError) as caught:
+        require_previous_stage(results, overlapping, PLANS, SECOND, ["a", "b"])
+    assert str(caught.value) == (
+        f"{model}: no fold that segments a has a final checkpoint, so that nobody knows what {folder} holds of them; "
+        "run `umamba-seg train -c 3d_lowres` with -f 2 to the end first"
+    )
+    finished(model, maker)
+    require_previous_stage(results, overlapping, PLANS, SECOND, ["a", "b"])
+
+
+@pytest.mark.parametrize(("fold", "gone"), [("0", "a"), ("1", "b"), ("all", "c")])
+def test_a_fold_that_is_trained_anew_discards_what_it_had_segmented(overlapping, caplog, fold, gone):
+    model = overlapping / "model"
+    shared, unpublished = (folder / "predicted_next_stage" / SECOND for folder in (model, model / f"fold_{fold}"))
+    discard(model / f"fold_{fold}", overlapping, ["a", "b", "c"])  # there is nothing yet
+    assert "removed" not in caplog.text
+    for folder in (shared, unpublished):
+        folder.mkdir(parents=True)
+        for case in "abc":
+            (folder / f"{case}.b2nd").touch()
+    with caplog.at_level("INFO"):
+        discard(model / f"fold_{fold}", overlapping, ["a", "b", "c"] if fold == "all" else [gone])
+    assert {path.stem for path in shared.iterdir()} == {*"abc"} - {gone}
+    assert not unpublished.parent.exists()
+    assert f"removed 1 segmentations of an earlier training of fold {fold}: {shared.parent}" in caplog.text
+
+
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_only_a_training_from_the_beginning_discards_segmentations(preprocessed, monkeypatch, goes_on):
+    file = preprocessed / "model" / "predicted_next_stage" / SECOND / "a.b2nd"
+    file.parent.mkdir(parents=True)
+    file.touch()
+    trainer = SimpleNamespace(
+        progress=0,
+        output_folder=str(preprocessed / "model" / "fold_0"),
+        preprocessed_dataset_folder_base=str(preprocessed),
+        group=SimpleNamespace(leads=True, size=1),
+        do_split=lambda: (["b", "c"], ["a"]),
+        on_train_start=lambda: None,
+        run_training=lambda: None,
+        options=None,
+        device=None,
+        workers=0,
+        current_epoch=1,
+    )
+    for name in ("_describe_model", "record_start"):
+        monkeypatch.setattr(train_run, name, lambda *_, **__: None)
+    saved = SimpleNamespace(damaged=(), path=Path("checkpoint_latest.safetensors")) if goes_on else None
+    train_run._train(trainer, PLANS, None, saved, None)
+    assert file.exists() == goes_on
 
 
 def test_a_fold_publishes_its_own_cases_and_no_others(tmp_path):
@@ -91,12 +171,25 @@ def test_a_fold_publishes_its_own_cases_and_no_others(tmp_path):
     assert not (fold / "predicted_next_stage").exists()
 
 
-@pytest.mark.parametrize("prepared", [True, False])
-def test_a_validation_writes_for_the_next_stage_in_its_own_folder_if_there_are_images(preprocessed, prepared):
-    data, fold = preprocessed / "full", preprocessed / "model" / "fold_0"
+@pytest.mark.parametrize(
+    ("number", "case", "is_published"),
+    [
+        (0, "a", True),  # fold 2 holds it out too: the later write stays
+        (2, "a", True),
+        ("all", "a", False),  # it was trained on it
+        ("all", "c", True),
+        (1, "b", False),  # its images are not preprocessed
+    ],
+)
+def test_a_validation_writes_for_the_next_stage_in_its_own_folder_if_there_are_images(
+    overlapping, number, case, is_published
+):
+    preprocessed, prepared = overlapping, case != "b"
+    data, fold = preprocessed / "full", preprocessed / "model" / f"fold_{number}"
     data.mkdir()
-    for end in (".b2nd", "_seg.b2nd", ".pkl"):
-        (data / f"a{end}").touch()
+    for name in "ac":
+        for end in (".b2nd", "_seg.b2nd", ".pkl"):
+            (data / f"{name}{end}").touch()
     stages = ["3d_cascade_fullres"]
     manager = SimpleNamespace(configuration={"patch_size": [8, 8, 8]}, next_stage_names=stages)
     trainer = SimpleNamespace(
@@ -106,19 +199,19 @@ def test_a_validation_writes_for_the_next_stage_in_its_own_folder_if_there_are_i
         output_folder_base=str(fold.parent),
         output_folder=str(fold),
         group=SimpleNamespace(leads=True),
-        fold=0,
+        fold=number,
     )
-    case = "a" if prepared else "b"
     with BaseTrainer._next_stages(trainer, [case]):
         assert manager.configuration["next_stage"] == (stages if prepared else None)
         assert trainer.output_folder_base == str(fold)
-        left = fold / "predicted_next_stage" / SECOND
-        left.mkdir(parents=True)
-        (left / f"{case}.b2nd").touch()
+        if prepared:
+            left = fold / "predicted_next_stage" / SECOND
+            left.mkdir(parents=True)
+            (left / f"{case}.b2nd").touch()
     assert manager.configuration == {"patch_size": [8, 8, 8]}
     assert trainer.output_folder_base == str(fold.parent)
     published = fold.parent / "predicted_next_stage" / SECOND / f"{case}.b2nd"
-    assert published.exists() == (case == "a")  # b is held out by fold 1
+    assert published.exists() == is_published
 
 
 # ------------------------------------------------------------------------------------------------------------- batches
@@ -311,6 +404,7 @@ def test_a_cascade_is_trained_killed_continued_and_validated(cascade, umamba_seg
     assert outcome.code == 2
     assert f"holds no segmentations by 3d_lowres of {', '.join(cascade.cases[2:])}; run" in outcome.err
 
+    finished(cascade.models["3d_lowres"], 1)
     for case in cascade.cases[2:]:  # as if fold 1 had made no mistake
         save_previous(left, case, np.clip(alone.load_case(case)[1][0], 0, None))
     code, err = zygote.run(*second, *SHORT, "--workers", 0)

@@ -43,12 +43,16 @@ class ClassScores:
     values: dict[str, float]
 
 
+_MOST_UNNAMED = 20
+"""With more values that no label has, an array is taken for an image."""
+
+
 def evaluate_case(
     reference: np.ndarray,
     prediction: np.ndarray,
     spacing: Iterable[float],
-    labels: Labels | Mapping[str, int | tuple[int, ...]],
-    metrics: Iterable[str] | None = None,
+    labels: Labels | Mapping[str, int | Sequence[int]],
+    metrics: str | Iterable[str] | None = None,
     protocol: str | Protocol = DEFAULT_PROTOCOL,
 ) -> dict[str, ClassScores]:
     """Measure a segmentation.
@@ -57,22 +61,24 @@ def evaluate_case(
         reference: Whole numbers, (z, y, x) or (y, x). A volume of one slice is measured as a 2-D image.
         prediction: The same shape.
         spacing: Size of a voxel along each axis in mm, in the order of the array's axes.
-        labels: Name -> value, or the tuple of values that form a region. Voxels where the reference holds
-            ``Labels.ignore`` are in no mask and not counted. Values without a name are background, with a warning.
-        metrics: As ``--metrics`` takes them, e.g. ``["dice", "nsd@1mm", "lesion"]`` (default: the protocol's).
+        labels: Name -> value, or the values that form a region; without the background. Voxels where the reference
+            holds ``Labels.ignore`` are in no mask and not counted. Values without a name are background, with a
+            warning.
+        metrics: As ``--metrics`` takes them, ``["dice", "nsd@1mm", "lesion"]`` or ``"dice,nsd@1mm,lesion"`` (default:
+            the protocol's).
         protocol: Its name, or a protocol itself, which then says what is measured.
 
     Returns:
         The scores of every class; ``"(all labels)"`` is one more for protocols that measure all labels as one.
 
     Raises:
-        UserError: Shapes differ, an array does not hold whole numbers, spacing makes no sense, or the protocol does
+        UserError: Shapes differ, an array does not hold labels, spacing or labels make no sense, or the protocol does
             not fit the metrics or the classes.
     """
     if not isinstance(labels, Labels):
-        labels = Labels(dict(labels), None, None)
+        labels = Labels({name: _value(name, value) for name, value in labels.items()}, None, None)
     if not isinstance(protocol, Protocol):
-        protocol = choose_protocol(protocol, metrics)
+        protocol = choose_protocol(protocol, metric_words(metrics))
     case = Case(reference, prediction, tuple(map(float, spacing)), labels, protocol)
     if case.unnamed:
         logger.warning("the values %s have no label; they count as background", case.unnamed)
@@ -253,6 +259,22 @@ _DEFINITIONS: Mapping[str, Callable[[_Pair], float]] = {
 }
 
 
+def metric_words(metrics: str | Iterable[str] | None) -> Iterable[str] | None:
+    """Metrics that may be written as one text, separated by commas."""
+    return [word.strip() for word in metrics.split(",") if word.strip()] if isinstance(metrics, str) else metrics
+
+
+def _value(name: str, given: int | Sequence[int]) -> int | tuple[int, ...]:
+    """The value of a label, or the values of a region."""
+    values = list(given) if isinstance(given, Sequence) else [given]
+    whole = [isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= 0 for value in values]
+    if name == "background" or not values or not all(whole) or values == [0]:
+        what = f"{name!r} is {given!r}"
+        raise UserError("labels", what, "give each class a whole number above 0, or a list of them; no background")
+    unique = sorted({int(value) for value in values})
+    return tuple(unique) if len(unique) > 1 else unique[0]
+
+
 def _require_comparable(reference: np.ndarray, prediction: np.ndarray, spacing: tuple[float, ...]) -> None:
     if prediction.shape != reference.shape:
         what = f"has the shape {times(prediction.shape)}, its reference {times(reference.shape)}"
@@ -277,6 +299,10 @@ def _whole_numbers(array: np.ndarray, highest: int, name: str) -> tuple[np.ndarr
         target[named] = source[named]
         if not named.all():
             unnamed.update(np.unique(source[~named]).astype(int).tolist())
+        if len(unnamed) > _MOST_UNNAMED:
+            some = ", ".join(map(str, sorted(unnamed)[:3]))
+            what = f"holds no labels: more than {_MOST_UNNAMED} values that have no name, such as {some}"
+            raise UserError(name, what, "give labels, not an image")
     return labels, unnamed
 
 

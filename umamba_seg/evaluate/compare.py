@@ -9,7 +9,6 @@ import csv
 import io
 import itertools
 import math
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,9 +17,10 @@ import numpy as np
 
 from umamba_seg import figures
 from umamba_seg.errors import UserError
-from umamba_seg.evaluate import statistics
-from umamba_seg.evaluate.results import CaseMetrics, as_json
-from umamba_seg.files import make_folder, move_into_place, read_json, write_json
+from umamba_seg.evaluate import instances, protocols, statistics
+from umamba_seg.evaluate.metrics import DEFAULT_METRICS
+from umamba_seg.evaluate.results import NAME, CaseMetrics, as_json, evaluate_segmentations, read_case_metrics
+from umamba_seg.files import make_folder, move_into_place, read_json, write_json, write_text
 from umamba_seg.log import logger, table
 from umamba_seg.text import shorten
 
@@ -28,6 +28,8 @@ MEAN = "mean over classes"
 LEVEL = 0.05
 _FEWEST = 6
 """With fewer cases that differ, no two-sided p can be below 0.05."""
+_MOST_PANELS = 30
+"""A plot of more pairs would be longer than images may be."""
 _DECIMALS = 12
 """Differences that are equal to so many decimals are tied: what is beyond is rounding."""
 
@@ -36,6 +38,8 @@ METHOD = {
     "won": "cases in which the second is better",
     "mean over classes": "in every case, over the classes that are defined in both",
     "undefined": "cases that are NaN in either, and are left out",
+    "no rank": "cases that cannot be ranked, and are left out: each of the two misses another class, so that in the "
+    "mean over classes an infinite loss stands against an infinite gain",
     "infinite": "an infinite distance against a finite one is won or lost and ranks as the largest difference, but is "
     "in no mean and no interval; two infinite ones differ by 0",
     "interval": f"of the mean difference, {statistics.CONFIDENCE:.0%}, percentile bootstrap over cases "
@@ -63,6 +67,7 @@ class Difference:
         target: The class, or :data:`MEAN`.
         cases: Cases that are compared.
         left_out: Cases that are undefined in either.
+        unranked: Cases that cannot be ranked, since each of the two misses another class; of :data:`MEAN` alone.
         infinite: Those of the compared cases whose difference is infinite.
         mean: Mean of the second minus the first over the others; NaN if there are none.
         low: Where the interval of the mean begins.
@@ -81,6 +86,7 @@ class Difference:
     target: str
     cases: int
     left_out: int
+    unranked: int
     infinite: int
     mean: float
     low: float
@@ -121,6 +127,68 @@ class Comparison:
     differences: tuple[Difference, ...]
 
 
+def metrics_of(predictions: Path, metric: str, references: Path | None = None) -> CaseMetrics:
+    """The numbers of a folder of segmentations; those that ``references`` shows to be out of date are measured anew.
+
+    Args:
+        predictions: The folder; its metrics.json is replaced where it is measured.
+        metric: What is to be compared.
+        references: Folder of the references. Without it numbers that are out of date are an error.
+
+    Raises:
+        UserError: There are no such numbers, or they cannot be measured.
+    """
+    if references is not None:
+        return _with_references(predictions, metric, references)
+    if not (predictions / NAME).is_file():
+        remedy = "name them with -r REFERENCES, or run `umamba-seg evaluate`"
+        raise UserError(predictions, f"holds no {NAME}, and no references are named", remedy)
+    found = read_case_metrics(predictions)
+    if newer := found.newer_file():
+        raise UserError(newer, f"newer than {NAME}", "evaluate again, or give -r REFERENCES")
+    return found
+
+
+def _with_references(predictions: Path, metric: str, references: Path) -> CaseMetrics:
+    found, reason = None, f"holds no {NAME}"
+    if (predictions / NAME).is_file():
+        try:
+            found = read_case_metrics(predictions)
+            reason = _out_of_date(found, metric, references)
+        except UserError as error:
+            reason = f"holds a {NAME} that cannot be read ({error.what})"
+    if found is not None and reason is None:
+        return found
+    logger.info("%s %s: evaluating it", predictions, reason)
+    _evaluate(predictions, metric, references, found)
+    return read_case_metrics(predictions)
+
+
+def _out_of_date(found: CaseMetrics, metric: str, references: Path) -> str | None:
+    """Why the numbers cannot be used."""
+    if found.references != references.resolve():
+        return f"was evaluated with other references ({found.references})"
+    if metric not in found.metrics and found.protocol in (protocols.DEFAULT_PROTOCOL, "default"):
+        return f"was evaluated without {metric}"
+    newer = found.newer_file()
+    return f"was evaluated before {newer} was written" if newer else None
+
+
+def _evaluate(predictions: Path, metric: str, references: Path, found: CaseMetrics | None) -> None:
+    """By the protocol of the numbers before, with their metrics and this one."""
+    protocol, missing = (found.protocol, bool(found.missing)) if found else ("", False)
+    if metric in instances.METRICS:
+        protocol = protocol if protocol in instances.PROTOCOLS else "default"
+        instances.evaluate_instances(references, predictions, protocol=protocol, allow_missing=missing)
+        return
+    protocol = protocol if protocol in protocols.PROTOCOLS else protocols.DEFAULT_PROTOCOL
+    metrics = None  # those of the paper
+    if protocol == protocols.DEFAULT_PROTOCOL:
+        before = found.metrics if found and found.protocol == protocol else DEFAULT_METRICS
+        metrics = [*before, metric]
+    evaluate_segmentations(references, predictions, metrics, protocol, allow_missing=missing)
+
+
 def compare(tables: Mapping[str, CaseMetrics], metric: str = "dice") -> Comparison:
     """Compare sets of segmentations of the same cases.
 
@@ -141,15 +209,17 @@ def compare(tables: Mapping[str, CaseMetrics], metric: str = "dice") -> Comparis
     paired, found = {}, []
     for first, second in itertools.combinations(tables, 2):
         differences = _subtract(scores[second], scores[first])
+        unranked = np.zeros(len(targets), int)
         if len(classes) > 1:
+            unranked[0] = np.count_nonzero(np.isposinf(differences).any(axis=1) & np.isneginf(differences).any(axis=1))
             differences = np.column_stack([_mean_over_classes(differences), differences])
         paired[first, second] = differences
-        for target, column in zip(targets, differences.T, strict=True):
-            found.append(_describe(first, second, target, column, better))
+        for target, column, cancelled in zip(targets, differences.T, unranked.tolist(), strict=True):
+            found.append(_describe(first, second, target, column, better, cancelled))
     if len(classes) > 1:
         scores = {name: np.pad(values, ((0, 0), (1, 0)), constant_values=np.nan) for name, values in scores.items()}
     contents = [read_json(found.path) for found in tables.values()]
-    if len(folders := {content["settings"]["references"] for content in contents}) > 1:
+    if len(folders := {str(found.references) for found in tables.values()}) > 1:
         logger.warning(
             "the references were in different folders; see that they are the same: %s", ", ".join(sorted(folders))
         )
@@ -191,17 +261,10 @@ def _require_alike(one: CaseMetrics, other: CaseMetrics) -> None:
     ]
     if missing:
         raise UserError("compare", f"the cases are not the same: {'; '.join(missing)}", "predict and evaluate these")
-    measured = [metric for metric in one.metrics if metric.startswith("reference_") and metric in other.metrics]
-    changed = [case for case in one.values if _numbers(one, case, measured) != _numbers(other, case, measured)]
+    changed = [case for case in one.values if one.n_ref[case] != other.n_ref[case]]
     if changed:
         what = f"its references of {shorten(changed)} are not those of {one.path}"
         raise UserError(other.path, what, "evaluate all of them with the same references")
-
-
-def _numbers(table: CaseMetrics, case: str, metrics: Sequence[str]) -> list[str]:
-    """As text, in which NaN equals NaN."""
-    classes = sorted(table.values[case].items())
-    return [f"{values.get(metric, math.nan):.9g}" for _, values in classes for metric in metrics]
 
 
 def _scores(table: CaseMetrics, cases: Sequence[str], classes: Sequence[str], metric: str, better: str) -> np.ndarray:
@@ -225,8 +288,8 @@ def _mean_over_classes(differences: np.ndarray) -> np.ndarray:
         )
 
 
-def _describe(first: str, second: str, target: str, differences: np.ndarray, better: str) -> Difference:
-    """A comparison, before p is corrected."""
+def _describe(first: str, second: str, target: str, differences: np.ndarray, better: str, unranked: int) -> Difference:
+    """A comparison, before p is corrected; ``unranked`` differences are NaN since infinities cancel out."""
     known = differences[~np.isnan(differences)]
     finite = known[np.isfinite(known)]
     ranks = signed_ranks(known if better == "higher" else -known)
@@ -237,7 +300,8 @@ def _describe(first: str, second: str, target: str, differences: np.ndarray, bet
         second,
         target,
         cases=len(known),
-        left_out=len(differences) - len(known),
+        left_out=len(differences) - len(known) - unranked,
+        unranked=unranked,
         infinite=len(known) - len(finite),
         mean=mean,
         low=low,
@@ -313,7 +377,8 @@ def sentences(comparison: Comparison) -> list[str]:
 
 def _sentence(one: Difference, what: str, unit: str, correction: str) -> str:
     p = "p < 0.001" if one.corrected_p < 0.001 else f"p = {one.corrected_p:.3f}"
-    test = f"{one.cases} cases, Wilcoxon {p}{correction}"
+    unranked = f" ({one.unranked} more cannot be ranked: each misses another class)" if one.unranked else ""
+    test = f"{one.cases} cases{unranked}, Wilcoxon {p}{correction}"
     if one.better is None:
         return f"No difference can be told between {one.first} and {one.second} in {what}: {_doubt(one, unit, test)}."
     worse, won, lost = (one.first, one.won, one.lost) if one.better == one.second else (one.second, one.lost, one.won)
@@ -326,7 +391,8 @@ def _sentence(one: Difference, what: str, unit: str, correction: str) -> str:
 
 def _doubt(one: Difference, unit: str, test: str) -> str:
     if math.isnan(one.p):
-        return f"they differ in {one.won + one.lost} of {one.cases} cases, and the test needs {_FEWEST}"
+        more = f"; {one.unranked} more cannot be ranked: each misses another class" if one.unranked else ""
+        return f"they differ in {one.won + one.lost} of {one.cases} cases, and the test needs {_FEWEST}{more}"
     reason = "within the noise between these cases"
     if one.corrected_p < LEVEL:
         reason = "where the interval does not bear out what the test finds"
@@ -344,10 +410,10 @@ def comparison_table(comparison: Comparison) -> str:
             f"{one.second} − {one.first}",
             one.target,
             one.mean,
-            one.low,
-            one.high,
+            *((one.low, one.high) if len(comparison.cases) > 1 else "––"),
             one.cases,
             one.left_out,
+            one.unranked,
             one.infinite,
             f"{one.won}/{one.tied}/{one.lost}",
             one.effect,
@@ -357,10 +423,12 @@ def comparison_table(comparison: Comparison) -> str:
         for one in comparison.differences
     ]
     unit = f" ({comparison.unit})" if comparison.unit else ""
-    headers = (comparison.metric + unit, "class", "difference", "95 % from", "to", "cases", "undefined", "infinite")
-    shown = table(rows, [*headers, "won/tied/lost", "effect", "Holm's p", "better"])
-    notes = [textwrap.fill(f"{name}: {text}", 118, subsequent_indent="  ") for name, text in METHOD.items()]
-    return "\n".join([shown, "", *sentences(comparison), REMINDER, "", *notes])
+    headers = (comparison.metric + unit, "class", "difference", "95 % from", "to", "cases", "undefined")
+    shown = table(rows, [*headers, "no rank", "infinite", "won/tied/lost", "effect", "Holm's p", "better"])
+    notes = ["How this was computed, and what the columns are: `method` in compare.json."]
+    if (pairs := len(comparison.paired)) > _MOST_PANELS:
+        notes.append(f"The plot shows the {_MOST_PANELS} of {pairs} pairs with the largest effects.")
+    return "\n".join([shown, "", *sentences(comparison), REMINDER, *notes])
 
 
 def content_of(comparison: Comparison) -> dict:
@@ -386,13 +454,13 @@ def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
     """Write compare.json, compare.csv (the differences of every case) and compare.png into a folder."""
     paths = [make_folder(folder) / f"compare.{ending}" for ending in ("json", "csv", "png")]
     write_json(paths[0], content_of(comparison))
-    for path, content in ((paths[1], _sheet(comparison).encode()), (paths[2], _plot(comparison))):
-        part = folder / f".{path.name}.part"
-        try:
-            part.write_bytes(content)
-            move_into_place(part, path)
-        finally:
-            part.unlink(missing_ok=True)
+    write_text(paths[1], _sheet(comparison))
+    part = folder / f".{paths[2].name}.part"
+    try:
+        part.write_bytes(_plot(comparison))
+        move_into_place(part, paths[2])
+    finally:
+        part.unlink(missing_ok=True)
     return paths
 
 
@@ -412,9 +480,18 @@ def _sheet(comparison: Comparison) -> str:
     return sheet.getvalue()
 
 
+def _drawn(comparison: Comparison) -> list[tuple[str, str]]:
+    """All pairs, or those with the largest effects, in their order."""
+    main = comparison.differences[: len(comparison.paired)]
+    effects = {(one.first, one.second): 0 if math.isnan(one.effect) else abs(one.effect) for one in main}
+    largest = sorted(effects, key=lambda pair: -effects[pair])[:_MOST_PANELS]
+    return [pair for pair in comparison.paired if pair in largest]
+
+
 def _plot(comparison: Comparison) -> bytes:
     panels, sides = {}, {}
-    for (first, second), differences in comparison.paired.items():
+    for first, second in _drawn(comparison):
+        differences = comparison.paired[first, second]
         found = {one.target: one for one in comparison.differences if (one.first, one.second) == (first, second)}
         title = f"{second} − {first}"
         panels[title] = [

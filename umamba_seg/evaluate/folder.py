@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -32,12 +33,14 @@ class CaseScores:
         classes: The scores of each class.
         geometry: How the prediction's header differs from the reference's; empty if it does not.
         unnamed: Values in one of the files that no label has.
+        without_spacing: Whether it is a volume in TIFF, which knows no spacing: voxels count as 1 mm.
     """
 
     case: str
     classes: Mapping[str, ClassScores]
     geometry: str
     unnamed: tuple[int, ...]
+    without_spacing: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,8 @@ def score_folder(
         allow_missing: Measure the cases that were predicted; otherwise a missing one is an error.
 
     Returns:
-        Cases in the order of their files' names. Headers that differ and values without a label are warned of.
+        Cases in the order of their files' names. Headers that differ, values without a label and cases that are left
+        out are warned of.
 
     Raises:
         UserError: Nothing to compare, predictions are missing, the protocol does not fit the classes, or cases cannot
@@ -90,16 +94,23 @@ def score_folder(
 
 
 def _cases_of(references: Path, predictions: Path, ending: str, allow_missing: bool) -> list[str]:
-    predicted, expected = _names(predictions, ending), _names(references, ending)
+    predicted, expected = case_names(predictions, ending), case_names(references, ending)
     unknown, missing = sorted(predicted - expected), sorted(expected - predicted)
     if unknown:
         raise UserError(references, f"holds no reference for {shorten(unknown)}", "name the folder that does")
     if missing and not allow_missing:
         raise UserError(predictions, f"predictions of {shorten(missing)} are missing", "predict them, or --chill")
+    if missing:
+        logger.warning("%d cases were not predicted and are left out: %s", len(missing), shorten(missing))
     return sorted(predicted, key=lambda name: f"{name}{ending}")
 
 
-def _names(folder: Path, ending: str) -> set[str]:
+def case_names(folder: Path, ending: str) -> set[str]:
+    """The cases whose segmentations are in a folder.
+
+    Raises:
+        UserError: There are none, or hidden files among them.
+    """
     hidden = [path.name for path in folder.glob(f".*{ending}")]
     if hidden:
         raise UserError(folder, f"nnU-Net would take hidden files for cases: {shorten(hidden)}", "delete them")
@@ -111,17 +122,23 @@ def _names(folder: Path, ending: str) -> set[str]:
 
 def _run(jobs: list[_Job], processes: int) -> Iterator[tuple[str, CaseScores | UserError]]:
     """Results as they come. With one process the work is done in this one; others are spawned, since the parent may
-    hold torch and its threads, which a fork does not survive."""
+    hold torch and its threads, which a fork does not survive. Ctrl-C is the parent's alone: it gives up what waits."""
     if min(processes, len(jobs)) == 1:
         yield from map(_score, jobs)
         return
-    with ProcessPoolExecutor(min(processes, len(jobs)), multiprocessing.get_context("spawn")) as pool:
-        try:
-            for future in as_completed([pool.submit(_score, job) for job in jobs]):
-                yield future.result()
-        except BrokenProcessPool:
-            what = f"one of {processes} worker processes was killed, most likely for want of memory"
-            raise UserError("-np", what, "use fewer processes: -np 1") from None
+    spawn, ignoring = multiprocessing.get_context("spawn"), (signal.SIGINT, signal.SIG_IGN)
+    pool = ProcessPoolExecutor(min(processes, len(jobs)), spawn, signal.signal, ignoring)
+    try:
+        for future in as_completed([pool.submit(_score, job) for job in jobs]):
+            yield future.result()
+    except BrokenProcessPool:
+        what = (
+            f"one of {processes} worker processes was killed, most likely for want of memory, or the call stands in a "
+        )
+        what += "script without `if __name__ == '__main__':`"
+        raise UserError("-np", what, "use fewer processes: -np 1") from None
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _score(job: _Job) -> tuple[str, CaseScores | UserError]:
@@ -141,7 +158,8 @@ def _compare(job: _Job) -> CaseScores:
     except UserError as error:  # of the arrays, which know no files
         files = {"reference": job.reference, "prediction": job.prediction, "spacing": job.reference}
         raise UserError(files[error.where], error.what, error.remedy) from None
-    return CaseScores(job.case, case.scores(), _differences(reference, prediction), tuple(case.unnamed))
+    tiff = job.reference.suffix.lower() in (".tif", ".tiff") and reference.array[0].squeeze().ndim == 3
+    return CaseScores(job.case, case.scores(), _differences(reference, prediction), tuple(case.unnamed), tiff)
 
 
 def _differences(reference: Image, prediction: Image) -> str:

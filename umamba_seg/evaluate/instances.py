@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import reduce
 from importlib.metadata import version
 from operator import add
@@ -27,7 +27,7 @@ from umamba_seg.evaluate import statistics
 from umamba_seg.evaluate.metrics import Metric
 from umamba_seg.evaluate.results import FORMAT, NAME, write_results
 from umamba_seg.files import read_json
-from umamba_seg.log import progress, table
+from umamba_seg.log import logger, progress, table
 from umamba_seg.text import shorten, times
 
 CLASS = "cells"
@@ -137,6 +137,8 @@ class InstanceProtocol:
     patch: int = 0
 
 
+_MADE_OF_INTERIOR = "The protocol's are of interior alone, without the boundary."
+
 PROTOCOLS = {
     protocol.name: protocol
     for protocol in (
@@ -215,35 +217,51 @@ def evaluate_instances(
     if protocol not in PROTOCOLS:
         what = "no such protocol for instances"
         raise UserError(f"--protocol {protocol}", what, f"choose one of {', '.join(PROTOCOLS)}")
-    rules = PROTOCOLS[protocol]
-    _require_rule(predictions, rules)
+    rules = _as_made(predictions, PROTOCOLS[protocol])
     pairs = _pairs(references, predictions, allow_missing)
-    counts = _score_all(pairs, references, predictions, rules)
-    results = _results(counts, rules, {"references": str(references), "predictions": str(predictions)})
+    counts, pixels = _score_all(pairs, references, predictions, rules)
+    about = {
+        "references": str(references.resolve()),
+        "predictions": str(predictions),
+        "endings": list(PICTURE_ENDINGS),
+        "missing": sorted({_case_of(name, pairs) for name in _masks(references)} - pairs.keys()),
+    }
+    results = _results(counts, pixels, rules, about)
     write_results(results, output or predictions / NAME)
     return results
 
 
-def _require_rule(predictions: Path, protocol: InstanceProtocol) -> None:
-    """Instances that we made say how; a paper's protocol includes how they are made."""
+def _as_made(predictions: Path, protocol: InstanceProtocol) -> InstanceProtocol:
+    """The protocol with what is known of how the masks were made: a paper's includes that, and ours say it."""
     file = predictions / RULE_FILE
-    if protocol.name == "default" or not file.is_file():
-        return
+    if protocol.name == "default":
+        return protocol
+    if not file.is_file():
+        note = f"It is not known how these cells were made: there is no {RULE_FILE} beside them. {_MADE_OF_INTERIOR}"
+        return replace(protocol, notes=(note, *protocol.notes[1:]))
     rule = read_json(file).get("rule")
     if rule != protocol.name:
         what = f"these instances were made by the rule {rule!r}, which is not that of {protocol.name}"
         raise UserError(predictions, what, f"make them with `umamba-seg instances --protocol {protocol.name}`")
+    return protocol
 
 
 def _pairs(references: Path, predictions: Path, allow_missing: bool) -> dict[str, tuple[Path, Path]]:
-    predicted, expected = _masks(predictions), _masks(references)
-    expected = {case if case in predicted else MASK_SUFFIX.sub("", case): path for case, path in expected.items()}
+    predicted = _masks(predictions)
+    expected = {_case_of(name, predicted): path for name, path in _masks(references).items()}
     if unknown := sorted(predicted.keys() - expected.keys()):
         raise UserError(references, f"holds no reference for {shorten(unknown)}", "name the folder that does")
     missing = sorted(expected.keys() - predicted.keys())
     if missing and not allow_missing:
         raise UserError(predictions, f"predictions of {shorten(missing)} are missing", "predict them, or --chill")
+    if missing:
+        logger.warning("%d cases were not predicted and are left out: %s", len(missing), shorten(missing))
     return {case: (expected[case], predicted[case]) for case in sorted(predicted)}
+
+
+def _case_of(name: str, predicted: Container[str]) -> str:
+    """The case of a reference."""
+    return name if name in predicted else MASK_SUFFIX.sub("", name)
 
 
 def _masks(folder: Path) -> dict[str, Path]:
@@ -258,8 +276,9 @@ def _masks(folder: Path) -> dict[str, Path]:
 
 def _score_all(
     pairs: Mapping[str, tuple[Path, Path]], references: Path, predictions: Path, protocol: InstanceProtocol
-) -> dict[str, Counts]:
-    found, counts = {references: Survey(), predictions: Survey()}, {}
+) -> tuple[dict[str, Counts], dict[str, int]]:
+    """The counts of every image, and how many pixels its reference's cells have."""
+    found, counts, pixels = {references: Survey(), predictions: Survey()}, {}, {}
     for case, paths in progress(pairs.items(), "evaluating", len(pairs)):
         reference, prediction = map(read_instances, paths)
         if reference.shape != prediction.shape:
@@ -267,13 +286,15 @@ def _score_all(
             raise UserError(paths[1], what, "compare masks of one size")
         found[references] += survey(reference)
         found[predictions] += survey(prediction)
-        counts[case] = score(reference, prediction, protocol)
+        counts[case], pixels[case] = score(reference, prediction, protocol), int(np.count_nonzero(reference))
     for folder, there in found.items():
         there.refuse_classes(folder)
-    return counts
+    return counts, pixels
 
 
-def _results(counts: Mapping[str, Counts], protocol: InstanceProtocol, settings: dict[str, str]) -> dict[str, Any]:
+def _results(
+    counts: Mapping[str, Counts], pixels: Mapping[str, int], protocol: InstanceProtocol, about: dict[str, Any]
+) -> dict[str, Any]:
     scores = {case: found.values() for case, found in counts.items()}
     numbers = {metric: _statistics([values[metric] for values in scores.values()]) for metric in METRICS}
     together = reduce(add, counts.values())
@@ -281,7 +302,7 @@ def _results(counts: Mapping[str, Counts], protocol: InstanceProtocol, settings:
     return {
         "format": FORMAT,
         "protocol": asdict(protocol) | {"large": protocol.large if math.isfinite(protocol.large) else None},
-        "settings": settings | {"interval": {"confidence": statistics.CONFIDENCE, "method": statistics.METHOD}},
+        "settings": about | {"interval": {"confidence": statistics.CONFIDENCE, "method": statistics.METHOD}},
         "versions": {"umamba_seg": umamba_seg.__version__, "python": platform.python_version()}
         | {name: version(name) for name in ("numpy", "scipy", "scikit-image")},
         "classes": [CLASS],
@@ -294,7 +315,7 @@ def _results(counts: Mapping[str, Counts], protocol: InstanceProtocol, settings:
         "overall": {metric: {key: found[key] for key in ("mean", "low", "high")} for metric, found in numbers.items()},
         "pooled": together.values() | {"pairs": dict(zip(map(str, THRESHOLDS), together.matched, strict=True))},
         "cases": [
-            {"case": case, "classes": {CLASS: {"state": counts[case].state} | values}}
+            {"case": case, "classes": {CLASS: {"state": counts[case].state, "n_ref": pixels[case]} | values}}
             for case, values in scores.items()
         ],
     }
@@ -328,6 +349,8 @@ def instances_table(results: Mapping[str, Any]) -> str:
         rows.append(
             [words, *(one[key] for key in ("mean", "low", "high", "median", "min", "max")), results["pooled"][metric]]
         )
+    if len(results["cases"]) == 1:  # the interval of one image says nothing
+        rows = [[*row[:2], "–", "–", *row[4:]] for row in rows]
     headers = ["cells", "mean of images", "95 % from", "to", "median", "min", "max", "all cells together"]
     together, empty = results["pooled"], results["counts"][CLASS]["both_empty"]
     notes = [
@@ -335,4 +358,6 @@ def instances_table(results: Mapping[str, Any]) -> str:
         f"predicted, {together['matched_cells']} matched at IoU 0.5; {empty} images without any cell have no F1)",
         *results["protocol"]["notes"],
     ]
+    if missing := results["settings"]["missing"]:
+        notes.append(f"{len(missing)} images were not predicted and left out: {shorten(missing)}")
     return "\n".join([table(rows, headers), *notes])

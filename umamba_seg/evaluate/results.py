@@ -6,8 +6,7 @@ import csv
 import io
 import math
 import platform
-import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -17,28 +16,116 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 import umamba_seg
+from umamba_seg import settings
+from umamba_seg.datasets.labels import Labels
+from umamba_seg.datasets.raw import require_file_ending, visible_files
 from umamba_seg.errors import UserError
-from umamba_seg.evaluate import statistics
-from umamba_seg.evaluate.case import State
+from umamba_seg.evaluate import folder, statistics, summary
+from umamba_seg.evaluate.case import State, metric_words
 from umamba_seg.evaluate.folder import CaseScores
 from umamba_seg.evaluate.metrics import METRICS, OTHER_DEFINITIONS
-from umamba_seg.evaluate.protocols import Protocol, Target
-from umamba_seg.files import move_into_place, read_json, write_json
+from umamba_seg.evaluate.protocols import DEFAULT_PROTOCOL, Protocol, Target, choose_protocol, targets_of
+from umamba_seg.files import read_json, write_json, write_text
 
 FORMAT = 1
 NAME = "metrics.json"
 
 
-def build_results(
-    cases: Sequence[CaseScores], targets: Mapping[str, Target], protocol: Protocol, settings: dict
-) -> dict:
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What was found of a folder of segmentations, and where it was written.
+
+    Attributes:
+        results: Content of metrics.json, see :func:`build_results`.
+        summary: Content of summary.json.
+        summary_file: nnU-Net's summary.
+        metrics_file: metrics.json.
+        table_file: metrics.csv.
+    """
+
+    results: dict
+    summary: dict
+    summary_file: Path
+    metrics_file: Path
+    table_file: Path
+
+
+def evaluate_segmentations(
+    references: Path,
+    predictions: Path,
+    metrics: str | Iterable[str] | None = None,
+    protocol: str = DEFAULT_PROTOCOL,
+    *,
+    description: Path | None = None,
+    output: Path | None = None,
+    processes: int | None = None,
+    allow_missing: bool = False,
+) -> Evaluation:
+    """What ``umamba-seg evaluate`` does: measure a folder, and write summary.json, metrics.json and metrics.csv.
+
+    Args:
+        references: Folder of reference segmentations.
+        predictions: Folder of predictions of the same names.
+        metrics: As ``--metrics`` takes them (default: the protocol's).
+        protocol: Its name.
+        description: dataset.json (default: the one among the predictions).
+        output: The summary (default: summary.json among the predictions); the others are put beside it.
+        processes: Worker processes (default: what cores and memory allow).
+        allow_missing: Measure the cases that were predicted; otherwise a missing one is an error.
+
+    Raises:
+        UserError: As :func:`~umamba_seg.evaluate.folder.score_folder`, there is no dataset.json, or nothing can be
+            written there.
+    """
+    file = description or _dataset_json(references, predictions)
+    dataset_json = read_json(file)
+    require_file_ending(dataset_json, file)
+    labels, ending = Labels.from_json(dataset_json, file), dataset_json["file_ending"]
+    output = output or predictions / "summary.json"
+    if output.suffix != ".json" or not output.parent.is_dir():
+        raise UserError(f"-o {output}", "not a .json file in a folder that is there", "name one")
+    rules, workers = choose_protocol(protocol, metric_words(metrics)), settings.workers(processes)
+    cases = folder.score_folder(references, predictions, dataset_json, rules, workers, allow_missing=allow_missing)
+    about = {
+        "references": str(references.resolve()),
+        "predictions": str(predictions),
+        "endings": [ending],
+        "ignore_label": labels.ignore,
+        "missing": sorted(folder.case_names(references, ending) - {case.case for case in cases}),
+    }
+    summed = summary.write_summary(cases, references, predictions, dataset_json, output)
+    found = build_results(cases, targets_of(rules, labels), rules, about)
+    metrics_file = output.with_name(_beside(output.stem))
+    return Evaluation(found, summed, output, metrics_file, write_results(found, metrics_file))
+
+
+def _dataset_json(references: Path, predictions: Path) -> Path:
+    """dataset.json among the predictions."""
+    if (predictions / "dataset.json").is_file():
+        return predictions / "dataset.json"
+    if not visible_files(predictions):
+        raise UserError(predictions, "this folder is empty", "name the folder of segmentations")
+    if (references / "dataset.json").is_file():
+        what = f"holds no dataset.json, but {references} does: it looks as if the two were swapped"
+        remedy = "name the references first and the segmentations after them, or dataset.json with -djfile"
+        raise UserError(predictions, what, remedy)
+    raise UserError(predictions, "holds no dataset.json", "name that of the data set with `evaluate -djfile FILE`")
+
+
+def _beside(name: str) -> str:
+    """metrics.json for summary.json; a summary of another name keeps it, so that several fit into a folder."""
+    return f"{name.replace('summary', 'metrics') if 'summary' in name else f'{name}_metrics'}.json"
+
+
+def build_results(cases: Sequence[CaseScores], targets: Mapping[str, Target], protocol: Protocol, about: dict) -> dict:
     """The content of metrics.json, with NaN and infinity as floats.
 
     Args:
         cases: As measured.
         targets: What was measured of each class.
         protocol: By which rules.
-        settings: What else a reader should know.
+        about: What else a reader should know; :func:`read_case_metrics` wants ``references`` (a folder) and
+            ``endings`` (of segmentations), and ``missing`` cases.
     """
     measured = {name: target for name, target in targets.items() if target.metrics}
     values = np.array([[_row(case, name, protocol.metrics) for name in measured] for case in cases])
@@ -56,11 +143,12 @@ def build_results(
     return {
         "format": FORMAT,
         "protocol": protocol.as_json(),
-        "settings": settings
+        "settings": about
         | {"left_out": [name for name in targets if name not in measured]}
         | {"interval": {"confidence": statistics.CONFIDENCE, "method": statistics.METHOD}}
         | {"headers_differ": {case.case: case.geometry for case in cases if case.geometry}}
-        | {"unnamed_values": {case.case: case.unnamed for case in cases if case.unnamed}},
+        | {"unnamed_values": {case.case: case.unnamed for case in cases if case.unnamed}}
+        | {"without_spacing": [case.case for case in cases if case.without_spacing]},
         "versions": {"umamba_seg": umamba_seg.__version__, "python": platform.python_version()}
         | {name: version(name) for name in ("numpy", "scipy", "scikit-image")},
         "classes": list(measured),
@@ -89,12 +177,7 @@ def write_results(results: dict, path: Path) -> Path:
                 [case["case"], name, scores["state"], *("" if math.isnan(value) else value for value in numbers)]
             )
     table = path.with_suffix(".csv")
-    part = table.with_name(f".{table.name}.{uuid.uuid4().hex}.part")
-    try:
-        part.write_text(sheet.getvalue(), encoding="utf-8")
-        move_into_place(part, table)
-    finally:
-        part.unlink(missing_ok=True)
+    write_text(table, sheet.getvalue())
     return table
 
 
@@ -110,6 +193,10 @@ class CaseMetrics:
             numbers that only describe.
         values: case -> class -> metric -> value, NaN and infinity included.
         states: case -> class -> ``"present"``, ``"both_empty"``, ``"missed"`` or ``"invented"``.
+        n_ref: case -> class -> voxels of the reference.
+        references: Folder of the references.
+        endings: Of segmentations and references, in small letters.
+        missing: Cases that were not predicted.
     """
 
     path: Path
@@ -118,6 +205,19 @@ class CaseMetrics:
     metrics: dict[str, str | None]
     values: dict[str, dict[str, dict[str, float]]]
     states: dict[str, dict[str, State]]
+    n_ref: dict[str, dict[str, int]]
+    references: Path
+    endings: tuple[str, ...]
+    missing: tuple[str, ...]
+
+    def newer_file(self) -> Path | None:
+        """A segmentation beside the file, or a reference, that was written after it."""
+        written = self.path.stat().st_mtime_ns
+        for place in filter(Path.is_dir, (self.path.parent, self.references)):
+            for name in visible_files(place):
+                if name.lower().endswith(self.endings) and (place / name).stat().st_mtime_ns > written:
+                    return place / name
+        return None
 
 
 def read_case_metrics(path: Path) -> CaseMetrics:
@@ -150,6 +250,10 @@ def read_case_metrics(path: Path) -> CaseMetrics:
             for case in content.cases
         },
         states={case.case: {name: scores.state for name, scores in case.classes.items()} for case in content.cases},
+        n_ref={case.case: {name: scores.n_ref for name, scores in case.classes.items()} for case in content.cases},
+        references=Path(content.settings.references),
+        endings=tuple(ending.lower() for ending in content.settings.endings),
+        missing=tuple(content.settings.missing),
     )
 
 
@@ -157,16 +261,23 @@ class _Named(BaseModel):
     name: str
 
 
+class _Settings(BaseModel):
+    references: str
+    endings: list[str]
+    missing: list[str]
+
+
 class _Metric(BaseModel):
     better: Literal["higher", "lower", "zero"] | None
 
 
 class _Scores(BaseModel):
-    """A state, and any metrics beside it."""
+    """A state and the size of the reference, and any metrics beside them."""
 
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, float | None]
     state: State
+    n_ref: int
 
 
 class _Case(BaseModel):
@@ -179,6 +290,7 @@ class _File(BaseModel):
 
     format: Literal[1]
     protocol: _Named
+    settings: _Settings
     classes: list[str]
     metrics: dict[str, _Metric]
     cases: list[_Case]
@@ -189,7 +301,8 @@ def _row(case: CaseScores, name: str, metrics: Sequence[str]) -> list[float]:
 
 
 def _scores(case: CaseScores, name: str) -> dict:
-    return {"state": case.classes[name].state} | case.classes[name].values
+    tp, _, fn, _ = case.classes[name].counts
+    return {"state": case.classes[name].state, "n_ref": tp + fn} | case.classes[name].values
 
 
 def _estimate(estimates: tuple[np.ndarray, np.ndarray, np.ndarray], row: int, column: int) -> dict[str, float]:

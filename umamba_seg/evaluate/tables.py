@@ -25,6 +25,8 @@ def results_table(results: dict) -> str:
                 rows.append([shown, name, *(numbers[metric][column] for column in _COLUMNS)])
         if description["better"]:
             rows.append([shown, "over classes", *(results["overall"][metric][column] for column in _COLUMNS[:3])])
+    if len(results["cases"]) == 1:  # the interval of one case says nothing
+        rows = [[*row[:3], "–", "–", *row[5:]] for row in rows]
     confidence = f"{results['settings']['interval']['confidence']:.0%}"
     counts = [[name, *numbers.values()] for name, numbers in results["counts"].items()]
     return "\n\n".join(
@@ -51,6 +53,12 @@ def _footer(results: dict) -> list[str]:
     if settings["headers_differ"]:
         found = shorten(list(settings["headers_differ"]))
         lines.append(f"headers of predictions differ from their references', whose spacing is used: {found}")
+    if settings["missing"]:
+        lines.append(
+            f"{len(settings['missing'])} cases were not predicted and left out: {shorten(settings['missing'])}"
+        )
+    if settings["without_spacing"]:
+        lines.append("TIFF volumes have no spacing: it is taken as 1, so that mm are voxels and ml thousands of voxels")
     if settings["unnamed_values"]:
         lines.append(f"values without a label count as background: {shorten(list(settings['unnamed_values']))}")
     return lines

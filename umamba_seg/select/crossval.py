@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import filecmp
 import os
 import shutil
+import socket
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from umamba_seg.datasets.splits import load_splits
 from umamba_seg.errors import UserError
+from umamba_seg.log import logger
 from umamba_seg.plan.plans import read_model_plans
 from umamba_seg.plan.safety import inherited
+from umamba_seg.select.postprocessing import FILE, POSTPROCESSED
 from umamba_seg.text import shorten
 from umamba_seg.train import TRAINER_NAME
+
+SUMMARY = "summary.json"
+_ADDED_LATER = {SUMMARY, FILE, POSTPROCESSED}  # beside segmentations
+_CLAIM = ".find_best."
+_DRAFTS = ("*/.crossval_results_folds_*.*", "*/.ensemble___*.*", f"*/*/.{POSTPROCESSED}.*")  # see whole_folder
 
 
 @dataclass(frozen=True)
@@ -72,8 +83,10 @@ class Candidate:
         return " + ".join(f"{model.plans} {model.configuration}" for model in self.members)
 
 
-def find_models(results: Path, configurations: Sequence[str] | None, plans: Sequence[str] | None) -> list[Model]:
-    """The models of a data set, sorted by name.
+def find_models(
+    results: Path, configurations: Sequence[str] | None, plans: Sequence[str] | None
+) -> tuple[list[Model], dict[str, str]]:
+    """The models of a data set, sorted by name, and the folders that are none by their name -> why.
 
     Args:
         results: ``nnUNet_results/DATASET``.
@@ -84,19 +97,24 @@ def find_models(results: Path, configurations: Sequence[str] | None, plans: Sequ
         UserError: None is there, or none of a configuration or of plans asked for.
     """
     there = [path for path in sorted(results.glob(f"{TRAINER_NAME}__*__*")) if (path / "plans.json").is_file()]
-    parts = {path: path.name.split("__")[1:] for path in there}
+    names = {path: path.name.split("__") for path in there}
+    parts = {path: (name[1], name[2]) for path, name in names.items() if len(name) == 3}
+    why = f"not named {TRAINER_NAME}__PLANS__CONFIGURATION"
+    left_out = {path.name: why for path in there if path not in parts}
     for option, asked, place in (("-p", plans, 0), ("-c", configurations, 1)):
         known = {found[place] for found in parts.values()}
         if unknown := sorted(set(asked or ()) - known):
             what = f"no model of these was trained in {results}"
             raise UserError(f"{option} {' '.join(unknown)}", what, f"choose among {', '.join(sorted(known)) or 'none'}")
-    if not there:
-        raise UserError(results, "holds no model", "train one with `umamba-seg train`")
-    return [
+    if not parts:
+        others = f"; {shorten(list(left_out))}: {why}" if left_out else ""
+        raise UserError(results, f"holds no model{others}", "train one with `umamba-seg train`")
+    models = [
         Model(path, of_plans, configuration)
         for path, (of_plans, configuration) in parts.items()
         if of_plans in (plans or [of_plans]) and configuration in (configurations or [configuration])
     ]
+    return models, left_out
 
 
 def held_out_cases(splits_file: Path, folds: Sequence[int]) -> set[str]:
@@ -147,13 +165,59 @@ def validation_files(model: Model, folds: Sequence[int], cases: Collection[str],
 
 @contextlib.contextmanager
 def whole_folder(target: Path) -> Iterator[Path]:
-    """Yield an empty hidden folder that takes the place of ``target`` when the block ends well."""
+    """Yield an empty hidden folder that takes the place of ``target`` when the block ends well.
+
+    A target that holds the same files already stays, with what was determined for them.
+    """
     draft = target.with_name(f".{target.name}.{os.getpid()}")
     draft.mkdir(parents=True)
     try:
         yield draft
+        if _holds_the_same(target, draft):
+            return
         if target.exists():
             shutil.rmtree(target)
         draft.rename(target)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _holds_the_same(target: Path, draft: Path) -> bool:
+    if not target.is_dir():
+        return False
+    old, new = ({path.name for path in folder.iterdir()} - _ADDED_LATER for folder in (target, draft))
+    return old == new and all(filecmp.cmp(target / name, draft / name, shallow=False) for name in new)
+
+
+@contextlib.contextmanager
+def only_run(results: Path) -> Iterator[None]:
+    """Keep other runs out of a data set's results, and remove what those that were killed have left.
+
+    Each run puts down a file named after its process before it looks for those of others. So of two that begin at once
+    at least one sees the other.
+
+    Args:
+        results: ``nnUNet_results/DATASET``.
+
+    Raises:
+        UserError: Another run is at work there; the message names its process.
+    """
+    mine = results / f"{_CLAIM}{os.getpid()}@{socket.gethostname()}"
+    mine.touch()
+    try:
+        for claim in set(results.glob(f"{_CLAIM}*")) - {mine}:
+            _require_ended(claim)
+            claim.unlink(missing_ok=True)
+        for draft in (path for pattern in _DRAFTS for path in results.glob(pattern)):
+            logger.info("removed what a run that was killed has left: %s", draft)
+            shutil.rmtree(draft)
+        yield
+    finally:
+        mine.unlink()
+
+
+def _require_ended(claim: Path) -> None:
+    process, _, host = claim.name.removeprefix(_CLAIM).partition("@")
+    if host != socket.gethostname() or psutil.pid_exists(int(process)):  # of another machine it cannot be seen
+        what = f"another find_best is at work there: process {process} on {host}"
+        raise UserError(claim.parent, what, f"wait for its end; if there is no such process any more, remove {claim}")

@@ -20,16 +20,19 @@ from umamba_seg.evaluate.statistics import Estimate, bootstrap_mean
 from umamba_seg.log import logger, table
 from umamba_seg.predict.ensemble import average_cases, require_same_labels
 from umamba_seg.select.crossval import (
+    SUMMARY,
     Candidate,
     Model,
     find_models,
     held_out_cases,
+    only_run,
     validation_files,
     whole_folder,
 )
 from umamba_seg.select.instructions import inference_commands, write_information, write_instructions
 from umamba_seg.select.postprocessing import (
     FILE,
+    POSTPROCESSED,
     Decision,
     apply_to_folder,
     decisions_table,
@@ -67,15 +70,24 @@ def find_best(
         workers: Cases at a time.
 
     Raises:
-        UserError: No model has all folds, a class has no score in any case, or files are damaged.
+        UserError: No model has all folds, a class has no score in any case, files are damaged, or another run is at
+            work there.
     """
     splits = preprocessed / "splits_final.json"
     folds = sorted(set(folds)) if folds else list(range(min(_DEFAULT_FOLDS, len(load_splits(splits)))))
-    models = find_models(results, configurations, plans)
+    models, left_out = find_models(results, configurations, plans)
     search = _Search(results, preprocessed, folds, held_out_cases(splits, folds), workers)
-    search.add_models(models)
-    if ensembles:
-        search.add_pairs()
+    search.skipped |= left_out
+    with only_run(results):
+        search.add_models(models)
+        if ensembles:
+            search.add_pairs()
+        return _outcome(search, ensembles)
+
+
+def _outcome(search: _Search, ensembles: bool) -> dict[str, Any]:
+    """Judge the candidates, and write what to run."""
+    results, folds = search.results, search.folds
     for name, reason in search.skipped.items():
         logger.warning("left out: %s: %s", name, reason)
     best = search.best()
@@ -169,7 +181,7 @@ class _Search:
 
     def score(self, folder: Path) -> dict[str, Any]:
         """Write the summary.json of segmentations beside them, and return it."""
-        summary = folder / "summary.json"
+        summary = folder / SUMMARY
         return evaluate_folder(self.references, folder, self.dataset_json, summary, self.workers, allow_missing=True)
 
     @property
@@ -251,9 +263,11 @@ def _postprocess(best: Candidate, search: _Search) -> tuple[list[Decision], floa
     """Determine the postprocessing, and the mean Dice after it."""
     decisions = determine(search.references, best.folder, search.dataset_json, search.workers)
     postprocessing = write_decisions(decisions, search.dataset_json, best.folder / FILE)
+    target = best.folder / POSTPROCESSED
     if not postprocessing.steps:
+        if target.exists():  # of other references
+            shutil.rmtree(target)
         return decisions, best.dice
-    target = best.folder / "postprocessed"
     with whole_folder(target) as draft:
         apply_to_folder(postprocessing, best.folder, draft, search.workers)
     return decisions, search.score(target)["foreground_mean"]["Dice"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -70,7 +71,7 @@ def write_information(
         "best_model_or_ensemble": {
             "name": best.name,
             "result_on_crossval_pre_pp": best.dice,
-            "result_on_crossval_post_pp": after,
+            "result_on_crossval_post_pp": None if math.isnan(after) else after,
             "postprocessing_file": str(best.folder / FILE),
             "some_plans_file": str(best.folder / "plans.json"),
             "selected_model_or_models": [described(model) for model in best.members],

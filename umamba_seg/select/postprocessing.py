@@ -27,7 +27,7 @@ from umamba_seg.predict.label_files import LabelFiles, read_labels, require_all,
 from umamba_seg.predict.writing import class_names
 from umamba_seg.text import shorten
 
-FILE = "postprocessing.json"
+FILE, POSTPROCESSED = "postprocessing.json", "postprocessed"
 _STEPS = "keep_largest_component"
 T = TypeVar("T")
 Class = int | tuple[int, ...]
@@ -234,11 +234,23 @@ def _decide(step: Step, scores: Sequence[np.ndarray]) -> Decision:
 
 
 def write_decisions(decisions: Sequence[Decision], dataset_json: dict, path: Path) -> Postprocessing:
-    """Write the steps that are taken, with the reasons, as a postprocessing.json, and return them."""
+    """Write the steps that are taken, with the reasons, as a postprocessing.json, and return them.
+
+    A mean Dice that does not exist is null there: JSON has no NaN.
+    """
+
+    def known(scores: dict[str, float]) -> dict[str, float | None]:
+        return {name: None if np.isnan(dice) else dice for name, dice in scores.items()}
+
     taken = [list(decision.step) for decision in decisions if decision.taken]
     content = {key: dataset_json[key] for key in ("labels", "regions_class_order") if key in dataset_json}
     reasons = [
-        {"classes": list(one.step), "taken": one.taken, "dice_before": one.before, "dice_after": one.after}
+        {
+            "classes": list(one.step),
+            "taken": one.taken,
+            "dice_before": known(one.before),
+            "dice_after": known(one.after),
+        }
         for one in decisions
     ]
     write_json(path, content | {_STEPS: taken, "decisions": reasons})

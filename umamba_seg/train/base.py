@@ -268,7 +268,7 @@ class BaseTrainer(nnUNetTrainer):
         finally:
             manager.configuration, self.output_folder_base = planned, folder
         if self.group.leads:
-            own = [case for case, fold in makers(preprocessed, cases).items() if fold == str(self.fold)]
+            own = [case for case, folds in makers(preprocessed, cases).items() if str(self.fold) in folds]
             publish(Path(self.output_folder), own)
 
     # ---------------------------------------------------------------------------------------------------- prediction

@@ -27,6 +27,7 @@ from umamba_seg.plan.plans import PLANS_TABLE, input_channels
 from umamba_seg.plan.probe import is_out_of_memory
 from umamba_seg.text import gib, times
 from umamba_seg.train import FINAL
+from umamba_seg.train.cascade import discard
 from umamba_seg.train.checkpoints import read_checkpoint
 from umamba_seg.train.distributed import Group
 from umamba_seg.train.manifest import record_start
@@ -187,6 +188,8 @@ def _train(
         _describe_model(Path(trainer.output_folder).parent, plans, trainer)
         for path in saved.damaged if saved else ():  # it must not be kept in the place of the whole one
             path.replace(path.with_suffix(".damaged"))
+        if saved is None:
+            discard(Path(trainer.output_folder), Path(trainer.preprocessed_dataset_folder_base), trainer.do_split()[1])
     trainer.on_train_start()
     if trainer.group.leads:
         begins = "pretrained weights" if pretrained else "the beginning"

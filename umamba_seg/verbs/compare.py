@@ -10,27 +10,23 @@ from pathlib import Path
 from umamba_seg.errors import UserError
 from umamba_seg.log import logger
 from umamba_seg.verbs.arguments import add_common
-from umamba_seg.verbs.evaluate import add_evaluate
 
 
 def compare(args: Namespace) -> dict:
-    folders = [Path(folder) for folder in args.folders]
-    for folder in folders:
+    folders, references = [Path(folder) for folder in args.folders], Path(args.r) if args.r else None
+    for folder in (*folders, *([references] if references else [])):
         if not folder.is_dir():
-            raise UserError(folder, "no such folder", "name folders of segmentations, after that of their references")
-    references = None if (folders[0] / "metrics.json").is_file() else folders.pop(0)
+            raise UserError(folder, "no such folder", "name folders of segmentations, and their references with -r")
     if len(folders) < 2:
-        what = f"one folder of segmentations is not enough; {references} holds no metrics.json, so it is the references"
-        raise UserError("compare", what, "name two or more")
+        what = "one folder of segmentations is not enough"
+        raise UserError("compare", what, "name two or more, and their references with -r")
     names = _names(folders, args.names)
-    for folder in folders:
-        if not (folder / "metrics.json").is_file():
-            _evaluate(references, folder, args.metric)
 
     from umamba_seg.evaluate import compare as comparing
-    from umamba_seg.evaluate.results import read_case_metrics
 
-    tables = {name: read_case_metrics(folder) for name, folder in zip(names, folders, strict=True)}
+    tables = {
+        name: comparing.metrics_of(folder, args.metric, references) for name, folder in zip(names, folders, strict=True)
+    }
     comparison = comparing.compare(tables, args.metric)
     written = comparing.write_comparison(comparison, Path(args.o))
     if not args.json:
@@ -54,19 +50,6 @@ def _names(folders: Sequence[Path], given: Sequence[str] | None) -> list[str]:
     raise UserError("compare", "a folder is named twice", "name different folders")
 
 
-def _evaluate(references: Path | None, predictions: Path, metric: str) -> None:
-    """As ``umamba-seg evaluate REFERENCES PREDICTIONS`` does."""
-    if references is None:
-        what = "holds no metrics.json, and no references are named"
-        raise UserError(predictions, what, "name the references first, or run `umamba-seg evaluate`")
-    logger.info("%s holds no metrics.json: evaluating it", predictions)
-    parser = argparse.ArgumentParser()
-    add_evaluate(parser.add_subparsers())
-    options = ["--instances"] if metric.startswith("instance_") else []
-    args = parser.parse_args(["evaluate", str(references), str(predictions), "--json", *options])
-    args.run(args)
-
-
 def add_compare(verbs: argparse._SubParsersAction) -> None:
     parser = verbs.add_parser(
         "compare",
@@ -77,8 +60,13 @@ def add_compare(verbs: argparse._SubParsersAction) -> None:
         "folders",
         nargs="+",
         metavar="FOLDER",
-        help="references, and two or more folders of segmentations of the same cases; those without metrics.json are "
-        "evaluated first. References are left out where all folders hold metrics.json",
+        help="two or more folders of segmentations of the same cases; their metrics.json are compared",
+    )
+    parser.add_argument(
+        "-r",
+        metavar="REFERENCES",
+        help="folder of references: segmentations are evaluated first where metrics.json is missing, is of other "
+        "references, lacks the metric, or is older than a segmentation or reference",
     )
     parser.add_argument("--metric", metavar="NAME", default="dice", help="what is compared (default: dice)")
     parser.add_argument("--names", metavar="NAME", nargs="+", help="of the folders of segmentations, in their order")

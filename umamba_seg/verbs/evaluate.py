@@ -6,58 +6,44 @@ import argparse
 from argparse import Namespace
 from pathlib import Path
 
-from umamba_seg import settings
 from umamba_seg.errors import UserError
-from umamba_seg.verbs.arguments import add_common, add_processes, description_of
+from umamba_seg.verbs.arguments import add_common, add_processes
 from umamba_seg.verbs.instances import evaluate_masks
 
 
 def evaluate(args: Namespace) -> dict:
-    from umamba_seg.datasets.labels import Labels
-    from umamba_seg.evaluate import folder, protocols, results, summary, tables
-
     references, predictions = Path(args.gt_folder), Path(args.pred_folder)
     for place in (references, predictions):
         if not place.is_dir():
             raise UserError(place, "no such folder", "name a folder of segmentations")
     if args.instances:
         return evaluate_masks(args)
-    file = Path(args.djfile) if args.djfile else predictions / "dataset.json"
-    dataset_json = description_of(file)
-    labels = Labels.from_json(dataset_json, file)
-    output = Path(args.o) if args.o else predictions / "summary.json"
-    if output.suffix != ".json" or not output.parent.is_dir():
-        raise UserError(f"-o {output}", "not a .json file in a folder that is there", "name one")
-    words = None if args.metrics is None else [word.strip() for word in args.metrics.split(",") if word.strip()]
-    protocol = protocols.choose_protocol(args.protocol, words)
-    cases = folder.score_folder(
-        references, predictions, dataset_json, protocol, settings.workers(args.np), allow_missing=args.chill
+    if args.protocol == "umamba_cells":
+        raise UserError("--protocol umamba_cells", "counts cells, not classes", "add --instances")
+
+    from umamba_seg.evaluate import results, tables
+
+    found = results.evaluate_segmentations(
+        references,
+        predictions,
+        args.metrics,
+        args.protocol,
+        description=Path(args.djfile) if args.djfile else None,
+        output=Path(args.o) if args.o else None,
+        processes=args.np,
+        allow_missing=args.chill,
     )
-    summed = summary.write_summary(cases, references, predictions, dataset_json, output)
-    found = results.build_results(
-        cases,
-        protocols.targets_of(protocol, labels),
-        protocol,
-        {"references": str(references), "predictions": str(predictions), "ignore_label": labels.ignore},
-    )
-    metrics = output.with_name(_beside(output.stem))
-    sheet = results.write_results(found, metrics)
     if not args.json:
-        print(tables.results_table(found))
+        print(tables.results_table(found.results))
     return {
-        "summary": str(output),
-        "metrics": str(metrics),
-        "table": str(sheet),
-        "protocol": protocol.name,
-        "foreground_mean": summed["foreground_mean"],
-        "mean": summed["mean"],
-        "overall": results.as_json(found["overall"]),
+        "summary": str(found.summary_file),
+        "metrics": str(found.metrics_file),
+        "table": str(found.table_file),
+        "protocol": args.protocol,
+        "foreground_mean": found.summary["foreground_mean"],
+        "mean": found.summary["mean"],
+        "overall": results.as_json(found.results["overall"]),
     }
-
-
-def _beside(summary: str) -> str:
-    """metrics.json for summary.json; a summary of another name keeps it, so that several fit into a folder."""
-    return f"{summary.replace('summary', 'metrics') if 'summary' in summary else f'{summary}_metrics'}.json"
 
 
 def add_evaluate(verbs: argparse._SubParsersAction) -> None:

@@ -27,6 +27,12 @@ def find_best(args: Namespace) -> dict:
     )
 
 
+def _fold(text: str) -> int:
+    if text == "all":
+        raise argparse.ArgumentTypeError("fold all has seen every case and holds none out; give numbers of folds")
+    return not_negative(text)
+
+
 def add_find_best(verbs: argparse._SubParsersAction) -> None:
     parser = verbs.add_parser(
         "find_best",
@@ -39,7 +45,7 @@ def add_find_best(verbs: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("-p", metavar="PLANS", nargs="+", help="which to compare (default: all that are trained)")
     parser.add_argument(
-        "-f", type=not_negative, metavar="FOLD", nargs="+", help="folds that every model must have (default: 0 to 4)"
+        "-f", type=_fold, metavar="FOLD", nargs="+", help="folds that every model must have (default: 0 to 4)"
     )
     parser.add_argument("--disable_ensembling", action="store_true", help="compare single models only")
     add_processes(parser)
