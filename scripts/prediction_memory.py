@@ -17,7 +17,6 @@ import resource
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
@@ -71,18 +70,15 @@ def run(model: Path, slices: int, ram_gb: float, check: bool) -> dict:
     predictor = Predictor.load(model, ["0"], "cpu", mirroring=False, ram_gb=ram_gb)
     spacing = [FINER * step for step in predictor.plans["configurations"]["3d_fullres"]["spacing"]]
     loaded = peak()
-    started = time.monotonic()
     volume = make_volume(slices)
     case = predictor.prepare(volume, spacing=spacing)
     del volume
-    prepared, began = peak(), time.monotonic()
+    prepared = peak()
     prediction = predictor.segment(case)
     row = {
         "loaded_gb": loaded,
         "prepared_gb": prepared,
         "peak_gb": peak(),
-        "prepare_s": began - started,
-        "segment_s": time.monotonic() - began,
         "labels": len(np.unique(prediction.segmentation)),
     }
     if check:

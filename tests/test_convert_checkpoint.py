@@ -188,11 +188,11 @@ def test_official_model_predicts_after_its_conversion(convert, umamba_seg, offic
         "plans.json",
     ]
 
-    predictor = Predictor.load(model, ["0"], "checkpoint_final.pth", torch.device("cpu"))
+    predictor = Predictor.load(model, ["0"], "cpu")
     x = torch.randn(2, 1, 8, 16, 16)
     with torch.inference_mode():
-        torch.testing.assert_close(predictor.network(x), network(x))
-    assert predictor.allowed_mirroring_axes == (0, 1, 2)
+        torch.testing.assert_close(predictor.networks[0](x), network(x))
+    assert predictor.flips[-1].axes == (0, 1, 2)
 
     (tmp_path / "images").mkdir()
     image = sitk.GetImageFromArray(np.random.default_rng(0).normal(size=(10, 20, 18)).astype(np.float32))

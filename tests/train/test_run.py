@@ -34,7 +34,7 @@ def trainer(tmp_path):
         workers=0,
         on_train_start=lambda: (tmp_path / "model" / "fold_0").mkdir(),
         plans_manager=SimpleNamespace(plans=PLANS),
-        configuration_manager=SimpleNamespace(configuration=PLANNED),
+        configuration_manager=SimpleNamespace(configuration=PLANNED, next_stage_names=None),
         configuration_name="3d_fullres",
     )
 

@@ -111,6 +111,8 @@ class Predictor:
         predictor.file_ending = predictor.dataset_json["file_ending"]
         predictor.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         predictor._precision = choose_precision("auto", predictor.device)
+        if predictor.device.type == "cuda":
+            torch.backends.cudnn.benchmark = True  # all tiles are of one size
         predictor.ram_gb = ram_gb
         predictor.folds = trained_folds(model_folder, folds, checkpoint_name)
         files = [model_folder / f"fold_{fold}" / checkpoint_name for fold in predictor.folds]

@@ -188,7 +188,7 @@ def _train(
         _describe_model(Path(trainer.output_folder).parent, plans, trainer)
         for path in saved.damaged if saved else ():  # it must not be kept in the place of the whole one
             path.replace(path.with_suffix(".damaged"))
-        if saved is None:
+        if saved is None and trainer.configuration_manager.next_stage_names:
             discard(Path(trainer.output_folder), Path(trainer.preprocessed_dataset_folder_base), trainer.do_split()[1])
     trainer.on_train_start()
     if trainer.group.leads:
