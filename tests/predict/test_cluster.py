@@ -134,7 +134,6 @@ SETTINGS = {"jobqueue.mine": {"cores": 1, "memory": "4GB", "queue": "gpu", "inte
 def test_a_cluster_of_slurm_jobs(trained, images, expected, umamba_seg, tmp_path, slurm):
     import dask
 
-    pytest.importorskip("dask_jobqueue")
     words = ("-i", images, "-m", trained.model, "-device", "cpu", "--disable_tta", "--json")
     defaults = dask.config.get("jobqueue.slurm")
     with dask.config.set({"jobqueue.mine": {**defaults, **SETTINGS["jobqueue.mine"]}}):
@@ -160,7 +159,6 @@ def test_clusters_that_make_no_sense(where, workers, message):
 
 def test_slurm_needs_its_configuration(tmp_path, monkeypatch):
     dask = pytest.importorskip("dask")
-    pytest.importorskip("dask_jobqueue")
     with pytest.raises(UserError, match=r"jobqueue.slurm in dask's configuration does not say cores and memory"):
         require_cluster("slurm", 2)
     with pytest.raises(UserError, match=r"jobqueue.other in dask's configuration does not say"):
