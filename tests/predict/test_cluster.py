@@ -133,6 +133,7 @@ SETTINGS = {"jobqueue.mine": {"cores": 1, "memory": "4GB", "queue": "gpu", "inte
 @pytest.mark.slow
 def test_a_cluster_of_slurm_jobs(trained, images, expected, umamba_seg, tmp_path, slurm):
     import dask
+    import dask_jobqueue  # noqa: F401  (it adds its defaults to dask's configuration)
 
     words = ("-i", images, "-m", trained.model, "-device", "cpu", "--disable_tta", "--json")
     defaults = dask.config.get("jobqueue.slurm")
@@ -158,7 +159,8 @@ def test_clusters_that_make_no_sense(where, workers, message):
 
 
 def test_slurm_needs_its_configuration(tmp_path, monkeypatch):
-    dask = pytest.importorskip("dask")
+    import dask
+
     with pytest.raises(UserError, match=r"jobqueue.slurm in dask's configuration does not say cores and memory"):
         require_cluster("slurm", 2)
     with pytest.raises(UserError, match=r"jobqueue.other in dask's configuration does not say"):
