@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +58,16 @@ def write_json(path: Path, content: object) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text, line ends as they are, under another name first, so that ``path`` is never half written."""
+    with draft_of(path) as part:
+        part.write_text(text, encoding="utf-8", newline="")
+
+
+@contextlib.contextmanager
+def draft_of(path: Path) -> Iterator[Path]:
+    """Yield another name to write a file under; it gets its own when the block ends well, and is removed otherwise."""
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
-        part.write_text(text, encoding="utf-8", newline="")
+        yield part
         move_into_place(part, path)
     finally:
         part.unlink(missing_ok=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from umamba_seg.errors import UserError
 
@@ -58,6 +58,11 @@ class Labels:
         for value in self.foreground.values():
             known.update(value if isinstance(value, tuple) else (value,))
         return tuple(sorted(known))
+
+    @property
+    def stored_as(self) -> Literal["uint8", "uint16"]:
+        """The number type of segmentations, as nnU-Net chooses it."""
+        return "uint8" if self.values[-1] < 255 else "uint16"
 
     @property
     def num_classes(self) -> int:

@@ -20,7 +20,7 @@ from umamba_seg.errors import UserError
 from umamba_seg.evaluate import instances, protocols, statistics
 from umamba_seg.evaluate.metrics import DEFAULT_METRICS
 from umamba_seg.evaluate.results import NAME, CaseMetrics, as_json, evaluate_segmentations, read_case_metrics
-from umamba_seg.files import make_folder, move_into_place, read_json, write_json, write_text
+from umamba_seg.files import draft_of, make_folder, read_json, write_json, write_text
 from umamba_seg.log import logger, table
 from umamba_seg.text import shorten
 
@@ -455,12 +455,8 @@ def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
     paths = [make_folder(folder) / f"compare.{ending}" for ending in ("json", "csv", "png")]
     write_json(paths[0], content_of(comparison))
     write_text(paths[1], _sheet(comparison))
-    part = folder / f".{paths[2].name}.part"
-    try:
+    with draft_of(paths[2]) as part:
         part.write_bytes(_plot(comparison))
-        move_into_place(part, paths[2])
-    finally:
-        part.unlink(missing_ok=True)
     return paths
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +14,7 @@ from umamba_seg.datasets.dicom import Series, find_series
 from umamba_seg.datasets.dicom_files import Slice, printable, value, without_warnings
 from umamba_seg.datasets.labels import Labels
 from umamba_seg.errors import UserError
-from umamba_seg.files import move_into_place
+from umamba_seg.files import draft_of
 from umamba_seg.log import logger
 from umamba_seg.text import times
 
@@ -68,12 +67,8 @@ def write_dicom_seg(segmentation: np.ndarray, series: Path, labels: Labels, path
     if segmentation.max() > len(names):
         what = f"the segmentation holds the value {segmentation.max()}, which is no label"
         raise UserError(path, what, "give the labels of the model")
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-    try:
+    with draft_of(path) as part:
         _save(segmentation, source, names, part, _long_string(description))
-        move_into_place(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _names(labels: Labels) -> list[str]:

@@ -9,9 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import shutil
-import uuid
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,11 +21,11 @@ from numpy.lib import format as npy
 from umamba_seg.datasets.labels import Labels
 from umamba_seg.datasets.raw import read_description
 from umamba_seg.errors import CasesFailed, UserError
-from umamba_seg.files import make_folder, move_into_place, write_json
+from umamba_seg.files import draft_of, make_folder, write_json
 from umamba_seg.log import logger, progress, quiet
 from umamba_seg.predict.folder import predict_folder
 from umamba_seg.predict.label_files import LabelFiles, require_all, require_same_shape
-from umamba_seg.predict.writing import class_names
+from umamba_seg.predict.writing import DAMAGE, class_names
 from umamba_seg.text import shorten, times
 
 if TYPE_CHECKING:
@@ -36,7 +34,6 @@ if TYPE_CHECKING:
 _MEMBER = "probabilities.npy"
 _VOXELS = 2**21  # read at a time, of each file
 _KINDS = ("float16", "float32", "float64", "uint8")
-_DAMAGE = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError)
 _AGAIN = "predict the case again, and save its probabilities"
 
 
@@ -86,7 +83,7 @@ class ProbabilityFile:
     def _damage_named(self) -> Iterator[None]:
         try:
             yield
-        except _DAMAGE as error:
+        except DAMAGE as error:
             raise UserError(self.path, f"holds no probabilities, or is damaged ({error})", _AGAIN) from None
 
     def read(self, planes: int) -> np.ndarray:
@@ -147,7 +144,7 @@ def average(
     """
     classes, depth, *plane = files[0].shape
     order = labels.regions_class_order
-    found = np.zeros((depth, *plane), np.uint8 if labels.values[-1] < 255 else np.uint16)
+    found = np.zeros((depth, *plane), labels.stored_as)
     best = np.zeros(found.shape, np.float32)  # of memory that is never touched, for regions
     step = max(1, _VOXELS // int(np.prod(plane)))
     with ThreadPoolExecutor(len(files)) as pool:
@@ -185,17 +182,12 @@ def _take_better(number: int, chances: np.ndarray, found: np.ndarray, best: np.n
 @contextlib.contextmanager
 def _written(path: Path, like: ProbabilityFile) -> Iterator[Callable[[np.ndarray], object]]:
     """Yield what takes the planes of a new file of probabilities (float16), which is there when the block ends well."""
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-    try:
-        with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
-            for name, content in like.others().items():
-                archive.writestr(name, content)
-            with archive.open(_MEMBER, "w", force_zip64=True) as stream:
-                npy.write_array_header_1_0(stream, {"descr": "<f2", "fortran_order": False, "shape": like.shape})
-                yield lambda planes: stream.write(planes.astype("<f2").tobytes())
-        move_into_place(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with draft_of(path) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for name, content in like.others().items():
+            archive.writestr(name, content)
+        with archive.open(_MEMBER, "w", force_zip64=True) as stream:
+            npy.write_array_header_1_0(stream, {"descr": "<f2", "fortran_order": False, "shape": like.shape})
+            yield lambda planes: stream.write(planes.astype("<f2").tobytes())
 
 
 # ------------------------------------------------------------------------------------------------------------ folders

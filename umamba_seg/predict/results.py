@@ -71,8 +71,7 @@ class Canvas:
         self._labels, self._backward = labels, tuple(transpose_backward)
         shape = tuple(int(extent) for extent in properties["shape_before_cropping"])
         box = tuple(slice(low, high) for low, high in properties["bbox_used_for_cropping"])
-        kind = np.uint8 if labels.values[-1] < 255 else np.uint16
-        self._segmentation = np.zeros(shape, kind)
+        self._segmentation = np.zeros(shape, labels.stored_as)
         self._probabilities = _empty((labels.num_classes, *shape), scratch) if probabilities else None
         if self._probabilities is not None and not labels.has_regions:
             self._probabilities[0] = 1  # outside the box all is background

@@ -30,7 +30,8 @@ _BLOCK = 2**22  # voxels that are converted at a time
 _DEFLATE = 1  # higher levels take twice as long for 3 % of smooth probabilities
 _MAPS = ("entropy", "disagreement")
 _LPS = np.diag((-1.0, -1.0, 1.0))  # nibabel's axes point right, front, head; SimpleITK's left, back, head
-_DAMAGE = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError)
+# What a damaged archive of arrays raises.
+DAMAGE = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError)
 
 
 class Geometry(NamedTuple):
@@ -256,7 +257,7 @@ def read_probabilities(path: Path) -> tuple[np.ndarray, list[str] | None]:
         with np.load(path, allow_pickle=False) as archive:
             probabilities = archive["probabilities"]
             names = list(map(str, archive["names"])) if "names" in archive else None
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise UserError(path, f"is damaged, or holds no probabilities ({error})", remedy) from None
     if probabilities.ndim != 4 or (probabilities.dtype != np.uint8 and probabilities.dtype.kind != "f"):
         what = f"holds {probabilities.dtype} of {probabilities.ndim} axes, no probabilities (class, z, y, x)"

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from umamba_seg.files import write_json
+from umamba_seg.files import write_json, write_text
 from umamba_seg.select.crossval import Candidate, Model
 from umamba_seg.select.postprocessing import FILE
 from umamba_seg.train import TRAINER_NAME
@@ -45,9 +45,7 @@ def write_instructions(results: Path, best: Candidate, after: float, commands: S
     """
     title = f"Best in cross-validation: {best.title}, mean Dice {best.dice:.4f} ({after:.4f} after postprocessing)."
     text = "\n\n".join([title, "Run", *commands]) + "\n"
-    part = results / f".{INSTRUCTIONS}.part"
-    part.write_text(text, encoding="utf-8")
-    part.replace(results / INSTRUCTIONS)
+    write_text(results / INSTRUCTIONS, text)
     return text
 
 
