@@ -1,4 +1,6 @@
-"""Builds the shared library of umamba_kernels.native, where a C++ compiler is found. The rest is in pyproject.toml.
+"""Builds the shared library of umamba_kernels.native, where a C++ compiler is found, and takes datasets.md along.
+
+The rest is in pyproject.toml.
 
 The library is optional: without a compiler, or if the compilation fails, one line says so and the installation goes on.
 It has a plain C interface, so that one build serves every version of Python and torch, and the wheel is tagged for the
@@ -21,6 +23,7 @@ from typing import cast
 from setuptools import Command, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build import build
+from setuptools.command.build_py import build_py
 
 PACKAGE = Path("kernels/umamba_kernels/native")
 SOURCES = PACKAGE / "src"
@@ -140,6 +143,25 @@ class BuildNative(Command):
         return sorted(path.as_posix() for path in SOURCES.iterdir())
 
 
+class BuildPython(build_py):
+    """Takes datasets.md along, which ``umamba-seg reproduce`` quotes; in a clone it is read where it stands."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            shutil.copy("datasets.md", self.packaged)
+
+    @property
+    def packaged(self) -> str:
+        return os.path.join(self.build_lib, "umamba_seg", "configs", "datasets.md")
+
+    def get_outputs(self, include_bytecode: bool = True) -> list[str]:
+        return [*super().get_outputs(include_bytecode), self.packaged]
+
+    def get_source_files(self) -> list[str]:
+        return [*super().get_source_files(), "datasets.md"]
+
+
 class PlatformWheel(bdist_wheel):
     """Tagged py3-none-<platform> if the library is in it, py3-none-any if not."""
 
@@ -158,4 +180,4 @@ class PlatformWheel(bdist_wheel):
 
 
 build.sub_commands.append(("build_native", None))
-setup(cmdclass={"build_native": BuildNative, "bdist_wheel": PlatformWheel})
+setup(cmdclass={"build_native": BuildNative, "build_py": BuildPython, "bdist_wheel": PlatformWheel})

@@ -18,6 +18,7 @@ NNUNET_ROOMS = {
     "preprocess",
     "train.base",
     "train.data",
+    "train.validation",
     "predict.label_files",
     "predict.predictor",
     "predict.preprocessing",

@@ -44,7 +44,7 @@ def build(tmp_path):
     ignored = shutil.ignore_patterns("__pycache__", "libumamba_native.so")
     for name in ("configs", "kernels", "umamba_seg"):
         shutil.copytree(ROOT / name, clone / name, ignore=ignored)
-    for name in ("LICENSE", "README.md", "pyproject.toml", "setup.py"):
+    for name in ("LICENSE", "README.md", "datasets.md", "pyproject.toml", "setup.py"):
         shutil.copy(ROOT / name, clone)
 
     def run(kind: str, **environment: str) -> tuple[Path, str]:
@@ -67,7 +67,7 @@ def test_wheel_with_a_compiler_and_then_without(build):
     system = sysconfig.get_platform().replace("-", "_").replace(".", "_").replace("universal2", platform.machine())
     assert with_library.name.endswith(f"-py3-none-{system}.whl")
     names = zipfile.ZipFile(with_library).namelist()
-    assert LIBRARY in names
+    assert {LIBRARY, "umamba_seg/configs/datasets.md"} <= set(names)
     assert not any(name.endswith((".h", ".cpp")) for name in names)
 
     without, output = build("wheel", CXX="/nonexistent")  # in the same folder: the library just built is not picked up

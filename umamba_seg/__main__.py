@@ -1,7 +1,7 @@
 """Runs a verb of the command line and turns how it ends into an exit code.
 
-Exit codes: 0 done; 1 a bug of ours, with its traceback; 2 something the user can mend; 3 some cases failed, the others
-were finished; 130 interrupted; 143 ended by SIGTERM. A training that was interrupted has saved a checkpoint.
+Exit codes: 0 done; 1 a bug of ours, with its traceback; 2 something the user can mend; 3 some cases or runs failed, the
+others were finished; 130 interrupted; 143 ended by SIGTERM. A training that was interrupted has saved a checkpoint.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from contextlib import nullcontext
 from typing import Any
 
 from umamba_seg.cli import build_parser
-from umamba_seg.errors import CasesFailed, Stopped, UserError
+from umamba_seg.errors import Stopped, UserError
 
 # What the disk and its permissions refuse. A file that is not found is no such case: we ask where one may be missing.
 _USERS_ERRNO = {
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             result = arguments.run(arguments)
     except UserError as error:
         print(f"umamba-seg: {error}", file=sys.stderr)
-        result, code = error.result, 3 if isinstance(error, CasesFailed) else 2
+        result, code = error.result, error.exit_code
     except OSError as error:
         if error.errno not in _USERS_ERRNO:
             raise

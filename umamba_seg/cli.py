@@ -17,6 +17,7 @@ from umamba_seg.verbs.instances import add_instances
 from umamba_seg.verbs.plan import add_plan, add_plan_and_preprocess
 from umamba_seg.verbs.postprocess import add_postprocess
 from umamba_seg.verbs.predict import add_predict
+from umamba_seg.verbs.reproduce import add_reproduce
 from umamba_seg.verbs.train import add_extend, add_train
 
 _VERBS = (
@@ -33,6 +34,7 @@ _VERBS = (
     add_instances,
     add_evaluate,
     add_compare,
+    add_reproduce,
     add_quickstart,
     add_networks,
     add_cost,

@@ -11,11 +11,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from umamba_seg.errors import UserError
 
 
-class _Table(BaseModel):
+class Table(BaseModel):
+    """A table of a TOML file: it holds what it names and nothing else."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class SyntheticData(_Table):
+class SyntheticData(Table):
     """Arguments of :func:`umamba_seg.datasets.synthetic.make_dataset`."""
 
     id: int = Field(ge=1, le=999)
@@ -27,7 +29,7 @@ class SyntheticData(_Table):
     seed: int
 
 
-class QuickstartPlan(_Table):
+class QuickstartPlan(Table):
     """What is planned."""
 
     network: str
@@ -35,13 +37,13 @@ class QuickstartPlan(_Table):
     configuration: str
 
 
-class QuickstartTraining(_Table):
+class QuickstartTraining(Table):
     """How long fold 0 is trained."""
 
     max_minutes: float = Field(gt=0)
 
 
-class QuickstartConfig(_Table):
+class QuickstartConfig(Table):
     """The tables of quickstart.toml."""
 
     dataset: SyntheticData
@@ -49,14 +51,14 @@ class QuickstartConfig(_Table):
     training: QuickstartTraining
 
 
-class RecipeConfig(_Table):
+class RecipeConfig(Table):
     """A file of configs/networks, see :mod:`umamba_seg.plan.recipes`."""
 
     source: str = Field(min_length=1)
     training: dict[str, Any]
 
 
-_Config = TypeVar("_Config", bound=_Table)
+_Config = TypeVar("_Config", bound=Table)
 
 
 def configs_folder() -> Path:
@@ -71,7 +73,7 @@ def read_quickstart(path: Path | None) -> QuickstartConfig:
     Raises:
         UserError: The file is missing, not TOML, or holds unknown or impossible values.
     """
-    return _read(path or configs_folder() / "quickstart.toml", QuickstartConfig)
+    return read_toml(path or configs_folder() / "quickstart.toml", QuickstartConfig)
 
 
 def read_recipe_config(path: Path) -> RecipeConfig:
@@ -80,10 +82,15 @@ def read_recipe_config(path: Path) -> RecipeConfig:
     Raises:
         UserError: The file is missing, not TOML, or has other tables.
     """
-    return _read(path, RecipeConfig)
+    return read_toml(path, RecipeConfig)
 
 
-def _read(path: Path, model: type[_Config]) -> _Config:
+def read_toml(path: Path, model: type[_Config]) -> _Config:
+    """Read and validate a TOML file.
+
+    Raises:
+        UserError: It is missing, not TOML, or holds unknown or impossible values.
+    """
     try:
         return model.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:

@@ -114,13 +114,13 @@ def card(spec: NetworkSpec, setting: Setting, device: torch.device) -> dict:
     Raises:
         UserError: A network does not have the patch's dimensions or does not run on it.
     """
-    patch = _fitted(spec, setting.topology).patch_size
+    patch = fitted(spec, setting.topology).patch_size
     if patch != setting.topology.patch_size:
         logger.info("patch: %s, as the levels of %s divide it", times(patch), spec.name)
     # The strides of nnU-Net and of the levels are powers of two, so that it suits both.
     topology = replace(setting.topology, patch_size=patch)
     columns = {column.name: column for column in (spec, *_compared_with(spec))}
-    settings = {name: replace(setting, topology=_fitted(column, topology)) for name, column in columns.items()}
+    settings = {name: replace(setting, topology=fitted(column, topology)) for name, column in columns.items()}
     counts = {name: count(column, settings[name], device) for name, column in columns.items()}
     return {
         "network": spec.name,
@@ -135,7 +135,7 @@ def card(spec: NetworkSpec, setting: Setting, device: torch.device) -> dict:
             name: {
                 "features": list(settings[name].topology.features),
                 **asdict(counts[name]),
-                "seconds": _seconds(column, settings[name], counts[name], device),
+                "seconds": seconds_of(column, settings[name], counts[name], device),
             }
             for name, column in columns.items()
         },
@@ -147,8 +147,8 @@ def _compared_with(spec: NetworkSpec) -> list[NetworkSpec]:
     return [find(name) for name in (spec.twin, _BASELINE) if name is not None]
 
 
-def _seconds(spec: NetworkSpec, setting: Setting, counts: Counts, device: torch.device) -> float | None:
-    """None where a training step would not find the memory that it needs."""
+def seconds_of(spec: NetworkSpec, setting: Setting, counts: Counts, device: torch.device) -> float | None:
+    """Of a training step, measured; None where it would not find the memory that it needs."""
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
     if counts.training_bytes > free:
         return None
@@ -157,7 +157,7 @@ def _seconds(spec: NetworkSpec, setting: Setting, counts: Counts, device: torch.
     return measure(architecture, setting, TrainingOptions(), device).seconds
 
 
-def _fitted(spec: NetworkSpec, topology: Topology) -> Topology:
+def fitted(spec: NetworkSpec, topology: Topology) -> Topology:
     """The topology, or for a network of fixed depth that has other levels, theirs."""
     if spec.levels is None:
         return topology
@@ -235,7 +235,7 @@ def overview() -> list[dict]:
 
 
 def _standard_parameters(spec: NetworkSpec) -> int:
-    topology = _fitted(spec, topology_for(_STANDARD_PATCH[max(spec.dims)]))
+    topology = fitted(spec, topology_for(_STANDARD_PATCH[max(spec.dims)]))
     with torch.device("meta"):
         setting = Setting(topology, input_channels=1, num_classes=2, batch_size=1)
         network = build_network(spec.architecture(spec.planned(topology)), setting, torch.device("cpu"))

@@ -22,6 +22,7 @@ class UserError(Exception):
     """
 
     result: dict | None = None
+    exit_code = 2
 
     def __init__(self, where: str | PathLike, what: str, remedy: str):
         super().__init__(f"{where}: {what}; {remedy}")
@@ -57,6 +58,8 @@ class CasesFailed(UserError):
         written: The files of the cases that were finished.
         skipped: How many were finished before.
     """
+
+    exit_code = 3
 
     def __init__(self, failures: dict[str, str], written: list[str], skipped: int = 0):
         lines = "".join(f"\n  {message}" for message in failures.values())

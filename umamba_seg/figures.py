@@ -1,4 +1,5 @@
-"""Pictures: of a report as PNG data URIs (training curves, slices of a case with its labels), and of a comparison."""
+"""Pictures: of a report as PNG data URIs (training curves, slices of a case with its labels), of a comparison and of
+the numbers of a table."""
 
 from __future__ import annotations
 
@@ -18,6 +19,7 @@ from umamba_seg.text import times
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 _INK = "#808a96"  # readable on white and on black: the curves are transparent and serve both colour schemes
 _PLANES = ("axial", "coronal", "sagittal")
@@ -234,6 +236,105 @@ def _draw_strips(axes: Axes, strips: Sequence[Strip]) -> None:
     axes.set_ylim(len(strips) - 0.5, -0.5)
     axes.grid(axis="x", alpha=0.3)
     axes.spines[["top", "right", "left"]].set_visible(False)
+
+
+class Dot(NamedTuple):
+    """A row of a panel of :func:`dots`; NaN for what is not there.
+
+    Attributes:
+        name: Of the method.
+        value: Our number.
+        low: Where its interval begins.
+        high: Where it ends.
+        published: The number of a paper.
+        light: Whether it is drawn in a lighter tone, since it belongs to the row above.
+    """
+
+    name: str
+    value: float
+    low: float
+    high: float
+    published: float
+    light: bool
+
+
+class Dots(NamedTuple):
+    """A panel of :func:`dots`: its title, which side is better, and its rows from above."""
+
+    title: str
+    better: str
+    rows: Sequence[Dot]
+
+
+_ABREAST = 3
+"""Panels beside each other in 900 pixels."""
+_DARK, _LIGHT = "#0072b2", "#7fb8dd"
+
+
+def dots(panels: Sequence[Dots]) -> bytes:
+    """Numbers of methods as a PNG, 900 pixels wide: a dot with its interval, and a hollow diamond for a published one.
+
+    All panels have the same rows.
+    """
+    import matplotlib.style as matplotlib_style
+    from matplotlib.figure import Figure
+
+    columns = min(_ABREAST, len(panels))
+    lines = -(-len(panels) // columns)
+    rows = len(panels[0].rows)
+    with matplotlib_style.context("default"):
+        figure = Figure(figsize=(5.625, (0.62 + 0.19 * rows) * lines + 0.25), layout="constrained")
+        grid = figure.subplots(lines, columns, squeeze=False, sharey=True).flat
+        for axes, panel in zip(grid, panels, strict=False):
+            _draw_dots(axes, panel)
+        for axes in list(grid)[len(panels) :]:
+            axes.axis("off")
+        figure.legend(
+            handles=_dot_legend(panels),
+            loc="outside lower center",
+            ncols=3,
+            frameon=False,
+            fontsize=6.5,
+            handletextpad=0.4,
+            columnspacing=1.6,
+        )
+        return _png(figure)
+
+
+def _draw_dots(axes: Axes, panel: Dots) -> None:
+    for row, dot in enumerate(panel.rows):
+        tint = _LIGHT if dot.light else _DARK
+        if row % 2 == 0:
+            axes.axhspan(row - 0.5, row + 0.5, color="#f3f5f7", linewidth=0, zorder=0)
+        axes.plot([dot.low, dot.high], [row, row], color=tint, linewidth=1.8, solid_capstyle="round", zorder=2)
+        axes.plot(dot.value, row, "o", color=tint, markersize=4.6, markeredgecolor="white", markeredgewidth=0.6)
+        axes.plot(dot.published, row, "D", color="none", markeredgecolor=_SIDES[0], markersize=4, zorder=4)
+    axes.set_title(panel.title, fontsize=7.5, pad=4)
+    axes.set_xlabel(panel.better, fontsize=6.5, color="#5c6874", labelpad=1)
+    axes.set_yticks(range(len(panel.rows)), [dot.name for dot in panel.rows], fontsize=7)
+    axes.set_ylim(len(panel.rows) - 0.5, -0.5)
+    axes.margins(x=0.1)
+    axes.locator_params(axis="x", nbins=4)
+    axes.tick_params(axis="x", labelsize=6.5, length=2)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="x", color="#d5dae0", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[:].set_visible(False)
+
+
+def _dot_legend(panels: Sequence[Dots]) -> list[Line2D]:
+    """Of what is drawn."""
+    from matplotlib.lines import Line2D
+
+    drawn = [dot for panel in panels for dot in panel.rows]
+    line = {"linewidth": 1.8, "marker": "o", "markersize": 4.6, "markeredgecolor": "white"}
+    legend = [Line2D([], [], color=_DARK, label="ours, 95 % interval over cases", **line)]
+    if any(dot.light for dot in drawn):
+        legend.append(Line2D([], [], color=_LIGHT, label="the same without the scan", **line))
+    if any(np.isfinite(dot.published) for dot in drawn):
+        hollow = {"linestyle": "", "marker": "D", "markersize": 4, "markerfacecolor": "none"}
+        legend.append(Line2D([], [], markeredgecolor=_SIDES[0], label="published", **hollow))
+    return legend
 
 
 def _png(figure: Figure, transparent: bool = False) -> bytes:

@@ -23,9 +23,12 @@ class Folders:
 
     def export(self) -> Folders:
         """Make the folders known to nnU-Net, in this process and in its workers."""
-        for variable, folder in zip(_VARIABLES, (self.raw, self.preprocessed, self.results), strict=True):
-            os.environ[variable] = str(folder)
+        os.environ.update(self.variables())
         return self
+
+    def variables(self) -> dict[str, str]:
+        """The same as environment variables of another process."""
+        return dict(zip(_VARIABLES, map(str, (self.raw, self.preprocessed, self.results)), strict=True))
 
     def dataset_name(self, dataset: str) -> str:
         """Resolve ``-d``: a number such as ``4`` or a name such as ``Dataset004_Hippocampus``.

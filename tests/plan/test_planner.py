@@ -37,7 +37,7 @@ NAME = "Dataset001_Kind"
 def plan(tmp_path):
     """``plan(kind, budget, network=...)`` plans a data set of cases of one kind."""
 
-    def run(kind, budget, name="p", network="umamba_bot", spacing=None, device=None, recipe=None):
+    def run(kind, budget, name="p", network="umamba_bot", spacing=None, device=None, recipe=None, like=None):
         shape, usual, channels, cases = KINDS[kind]
         folders = resolve(tmp_path).export()
         raw = folders.raw / NAME
@@ -60,7 +60,7 @@ def plan(tmp_path):
             "median_relative_size_after_cropping": 1.0,
         }
         (preprocessed / "dataset_fingerprint.json").write_text(json.dumps(fingerprint))
-        plan_dataset(NAME, find(network), budget, name, device, recipe)
+        plan_dataset(NAME, find(network), budget, name, device, recipe, like)
         return json.loads((preprocessed / f"{name}.json").read_text())
 
     return run
@@ -258,6 +258,30 @@ def test_a_plan_of_segmamba_has_the_planes_of_its_patch_as_slices(plan):
 def test_a_plan_keeps_the_configurations_whose_dimensions_the_network_has(plan):
     assert set(plan("tiny", vram_budget(8), "p", "umamba_bot")["configurations"]) == {"2d", "3d_fullres"}
     assert set(plan("tiny", vram_budget(8), "s", "segmamba")["configurations"]) == {"3d_fullres"}
+
+
+@pytest.mark.usefixtures("by_voxels")
+@pytest.mark.parametrize("network", ["umamba_bot", "segmamba"])
+def test_a_twin_may_take_the_plan_of_its_network(plan, monkeypatch, network):
+    own = plan("hippocampus", cpu_budget(), "own", network=network)
+    voxels = planner._peak
+    monkeypatch.setattr(planner, "_peak", lambda *setting: voxels(*setting) // 3)
+    alike = plan("hippocampus", cpu_budget(), "alike", network=f"{network}_noscan", like=own)
+    for name, found in planned(alike).items():
+        wanted = own["configurations"][name]
+        assert [found[key] for key in ("patch_size", "batch_size", "topology")] == [
+            wanted[key] for key in ("patch_size", "batch_size", "topology")
+        ]
+        assert found["planning"]["like"] == "own"
+        assert found["planning"]["estimated_bytes"] < wanted["planning"]["estimated_bytes"]
+    assert set(planned(alike)) == set(planned(own))
+
+
+@pytest.mark.usefixtures("by_voxels")
+def test_a_network_of_other_levels_cannot_take_a_plan(plan):
+    own = plan("hippocampus", cpu_budget(), "own")
+    with pytest.raises(UserError, match="segmamba has levels of its own, which plans own do not have"):
+        plan("hippocampus", cpu_budget(), "other", network="segmamba", like=own)
 
 
 @pytest.mark.usefixtures("by_voxels")

@@ -143,6 +143,12 @@ def test_a_second_stage_tells_what_it_sees_and_what_it_shares():
     assert "tried" not in text
 
 
+def test_a_plan_like_another_names_it():
+    shown = text_of(fullres=configuration(planning={"like": "first"}))
+    assert "patch 128×128×128: that of plans first" in shown
+    assert "batch 2: that of plans first" in shown
+
+
 def test_a_second_stage_that_was_planned_smaller_tells_what_was_tried():
     text = text_of(**{"3d_cascade_fullres": configuration(previous_stage="3d_lowres")})
     assert "input the image, and the result of 3d_lowres label by label" in text

@@ -1,14 +1,21 @@
 """Trainings in processes of their own, to be killed and broken."""
 
+import copy
 import json
+import multiprocessing
+import multiprocessing.dummy
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from umamba_seg.train.trainer import UMambaSegTrainer
 
 
 class Run:
@@ -80,6 +87,41 @@ def zygote(tmp_path_factory) -> Iterator[Zygote]:
     zygote = Zygote(tmp_path_factory.mktemp("zygote"))
     yield zygote
     zygote.close()
+
+
+@pytest.fixture
+def make_trainer(tmp_path):
+    """``make_trainer(root, plans, configuration, fold)``: one of the tiny data set that writes below ``tmp_path``."""
+
+    def make(root: Path, plans: dict, configuration: str, fold: int | str) -> "UMambaSegTrainer":
+        import torch
+
+        from umamba_seg.paths import resolve
+        from umamba_seg.train.trainer import UMambaSegTrainer
+
+        preprocessed = resolve(root).export().preprocessed / plans["dataset_name"]
+        description = json.loads((preprocessed / "dataset.json").read_text())
+        plans = copy.deepcopy(plans) | {"continue_training": True}
+        trainer = UMambaSegTrainer(plans, configuration, fold, description, torch.device("cpu"))
+        trainer.initialize()
+        trainer.output_folder_base = str(tmp_path / "model")
+        trainer.output_folder = str(tmp_path / "model" / f"fold_{fold}")
+        trainer.print_to_log_file = lambda *_, **__: None
+        return trainer
+
+    return make
+
+
+@pytest.fixture
+def nnunets_validation(monkeypatch):
+    """``nnunets_validation(trainer)``: nnU-Net's own, with threads where it would start processes."""
+    import torch
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(multiprocessing, "get_context", lambda *_: multiprocessing.dummy)
+    yield lambda trainer: nnUNetTrainer.perform_actual_validation(trainer, save_probabilities=True)
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

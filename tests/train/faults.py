@@ -9,11 +9,18 @@ from types import SimpleNamespace
 
 import torch
 
-from umamba_seg.train import trainer
+from umamba_seg.train import run, trainer
 from umamba_seg.train.data import Samples
 from umamba_seg.train.distributed import Group
 from umamba_seg.train.trainer import UMambaSegTrainer
 from umamba_seg.train.watchdog import Watchdog
+
+_VALIDATE = run._validate  # which the zygote leaves out
+
+
+def validate() -> None:
+    """The final validation is not left out."""
+    run._validate = _VALIDATE
 
 
 def nan_in_input(number: int) -> None:

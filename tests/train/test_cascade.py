@@ -19,13 +19,15 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from umamba_seg.datasets.raw import load_raw_dataset
 from umamba_seg.errors import UserError
+from umamba_seg.evaluate.folder import CaseScores
 from umamba_seg.paths import resolve
 from umamba_seg.preprocess import preprocess
 from umamba_seg.train import run as train_run
-from umamba_seg.train.base import BaseTrainer
+from umamba_seg.train import validation
 from umamba_seg.train.cascade import discard, makers, publish, require_previous_stage
 from umamba_seg.train.checkpoints import read_checkpoint
 from umamba_seg.train.data import Loader, Samples
+from umamba_seg.train.distributed import Group
 from umamba_seg.train.mirroring import with_swaps
 from umamba_seg.train.pretrained import Source
 
@@ -179,40 +181,35 @@ def test_a_fold_publishes_its_own_cases_and_no_others(tmp_path):
         (2, "a", True),
         ("all", "a", False),  # it was trained on it
         ("all", "c", True),
-        (1, "b", False),  # its images are not preprocessed
     ],
 )
-def test_a_validation_writes_for_the_next_stage_in_its_own_folder_if_there_are_images(
-    overlapping, number, case, is_published
-):
-    preprocessed, prepared = overlapping, case != "b"
-    data, fold = preprocessed / "full", preprocessed / "model" / f"fold_{number}"
-    data.mkdir()
-    for name in "ac":
-        for end in (".b2nd", "_seg.b2nd", ".pkl"):
-            (data / f"{name}{end}").touch()
-    stages = ["3d_cascade_fullres"]
-    manager = SimpleNamespace(configuration={"patch_size": [8, 8, 8]}, next_stage_names=stages)
+def test_a_validation_publishes_the_cases_that_its_fold_segments(overlapping, monkeypatch, number, case, is_published):
+    fold = overlapping / "model" / f"fold_{number}"
+
+    class Left:
+        def __init__(self, *_, **__):
+            (fold / "predicted_next_stage" / SECOND).mkdir(parents=True)
+
+        def run(self, cases):
+            for name in cases:
+                (fold / "predicted_next_stage" / SECOND / f"{name}.b2nd").touch()
+            return [CaseScores(name, {}, "", ()) for name in cases]
+
+    monkeypatch.setattr(validation, "_Share", Left)
+    monkeypatch.setattr(validation, "write_summary", lambda *_: {})
     trainer = SimpleNamespace(
-        configuration_manager=manager,
-        plans_manager=SimpleNamespace(plans=PLANS),
-        preprocessed_dataset_folder_base=str(preprocessed),
-        output_folder_base=str(fold.parent),
+        preprocessed_dataset_folder_base=str(overlapping),
         output_folder=str(fold),
-        group=SimpleNamespace(leads=True),
+        dataset_json={"file_ending": ".nii.gz"},
+        plain_network=torch.nn.Identity(),
+        set_deep_supervision_enabled=lambda enabled: None,
+        do_split=lambda: ([], [case]),
+        group=Group(),
         fold=number,
     )
-    with BaseTrainer._next_stages(trainer, [case]):
-        assert manager.configuration["next_stage"] == (stages if prepared else None)
-        assert trainer.output_folder_base == str(fold)
-        if prepared:
-            left = fold / "predicted_next_stage" / SECOND
-            left.mkdir(parents=True)
-            (left / f"{case}.b2nd").touch()
-    assert manager.configuration == {"patch_size": [8, 8, 8]}
-    assert trainer.output_folder_base == str(fold.parent)
-    published = fold.parent / "predicted_next_stage" / SECOND / f"{case}.b2nd"
-    assert published.exists() == is_published
+    assert validation.validate(trainer, save_probabilities=False) == {}
+    assert (fold.parent / "predicted_next_stage" / SECOND / f"{case}.b2nd").exists() == is_published
+    assert list(fold.iterdir()) == []
 
 
 # ------------------------------------------------------------------------------------------------------------- batches
@@ -439,6 +436,31 @@ def test_a_cascade_is_trained_killed_continued_and_validated(cascade, umamba_seg
     (tmp_path / "hidden").rename(cascade.data)
     cases = ", ".join([*cascade.cases[2:], *cascade.cases[:2]])
     assert f"{SECOND}: its data of {cases} are not preprocessed, so that the final validation leaves no" in outcome.err
+
+
+@pytest.mark.parametrize("prepared", [True, False])
+def test_the_first_stage_leaves_what_nnunets_leaves(cascade, make_trainer, nnunets_validation, tmp_path, prepared):
+    torch.manual_seed(0)
+    trainer = make_trainer(cascade.root, cascade.plans, "3d_lowres", 0)
+    if not prepared:
+        trainer.plans_manager.plans["configurations"][SECOND]["data_identifier"] = "elsewhere"
+    trainer.perform_actual_validation()
+    ours = tmp_path / "model" / "predicted_next_stage" / SECOND
+    assert ours.exists() == prepared
+    if not prepared:
+        return
+    trainer.output_folder_base = str(tmp_path / "theirs")
+    nnunets_validation(trainer)
+    theirs = tmp_path / "theirs" / "predicted_next_stage" / SECOND
+    for folder in (ours, theirs):
+        assert sorted(path.stem for path in folder.iterdir()) == cascade.cases[:2]
+    for case in cascade.cases[:2]:
+        stored = [nnUNetDatasetBlosc2(str(cascade.data), [case], str(folder)) for folder in (ours, theirs)]
+        found, wanted = (dataset.load_case(case)[2] for dataset in stored)
+        for kind in ("dtype", "shape", "blocks", "chunks"):
+            assert getattr(found, kind) == getattr(wanted, kind)
+        assert len(np.unique(wanted[:])) > 1
+        assert (found[:] == wanted[:]).mean() >= 0.999
 
 
 def test_weights_go_neither_from_nor_to_a_second_stage(trained, tmp_path):

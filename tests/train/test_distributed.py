@@ -1,5 +1,6 @@
 """Two processes go the way of one."""
 
+import shutil
 import socket
 
 import pytest
@@ -71,6 +72,25 @@ def test_two_processes_train_as_one_and_one_goes_on(fold, together):
     _, alone = read_checkpoint(fold.folder / "checkpoint_final.safetensors")
     for key in ("train_losses", "val_losses"):
         assert state["logging"][key] == pytest.approx(alone["logging"][key], rel=0.02), key
+
+
+@pytest.mark.slow
+def test_two_processes_validate_as_one(trained, fold, together):
+    folder = fold.model / "fold_all"
+    shutil.copytree(trained.model, fold.model)
+    (fold.model / "fold_0").rename(folder)
+    shutil.rmtree(folder / "validation")
+    words, prepare = ("-f", "all", "--val", "--deterministic"), {"validate": {}}
+    for code, err in together(*words, prepare=(prepare, prepare)):
+        assert code == 0, err
+    shared = (folder / "validation").rename(fold.root / "shared")
+    run = fold.train(*words, prepare=prepare)
+    assert run.wait() == 0, run.err
+    files = sorted(path.name for path in shared.iterdir())
+    assert files == sorted(path.name for path in (folder / "validation").iterdir())
+    assert len(files) == 5 + 1
+    for name in files:
+        assert (shared / name).read_bytes() == (folder / "validation" / name).read_bytes()
 
 
 def test_a_batch_is_shared_evenly_or_refused():

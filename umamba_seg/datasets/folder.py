@@ -15,10 +15,7 @@ from umamba_seg.datasets.instances import (
     LABELS_ENTRY,
     MASKS_FOLDER,
     Survey,
-    instances_to_segmentation,
-    number_instances,
-    survey,
-    write_instances,
+    write_cells,
 )
 from umamba_seg.datasets.masks import LabelMap, map_of, read_codes
 from umamba_seg.datasets.pictures import ENDINGS, read_picture, write_picture
@@ -80,24 +77,24 @@ def convert(
     Raises:
         UserError: A file is unreadable or unpaired, shapes differ, or a mask does not hold classes.
     """
-    pictures = _without_channel(_find_pictures(images))
-    masks = _pair(pictures, _find_pictures(labels), images, labels)
-    tests = _without_channel(_find_pictures(test_images)) if test_images else {}
+    pictures = _without_channel(find_pictures(images))
+    masks = pair(pictures, find_pictures(labels), images, labels)
+    tests = _without_channel(find_pictures(test_images)) if test_images else {}
     groups_of(pictures, group_pattern)
     form = _survey([*pictures.values(), *tests.values()])
     label_map = None if instances else _survey_masks(masks)
     with new_dataset(raw, dataset_id, name) as folder:
-        wanted = {"imagesTr": True, "labelsTr": True, MASKS_FOLDER: instances, "imagesTs": bool(tests)}
+        wanted = {"imagesTr": True, "labelsTr": True, "imagesTs": bool(tests)}
         for subfolder in [name for name, needed in wanted.items() if needed]:
             (folder / subfolder).mkdir()
         found = Survey()
         for case, path in progress(pictures.items(), "converting", len(pictures)):
             shape = _convert_image(path, folder / "imagesTr" / f"{case}_0000{form.ending}", form)
-            codes = _read_mask(masks[case], path, shape)
+            codes = read_mask(masks[case], path, shape)
             if label_map:
                 write_picture(folder / "labelsTr" / f"{case}{form.ending}", label_map.apply(codes))
             else:
-                found += _convert_instances(codes, folder, f"{case}{form.ending}")
+                found += write_cells(folder / "labelsTr" / f"{case}{form.ending}", codes)
         if instances:
             _report_instances(found, labels)
         for case, path in progress(tests.items(), "converting tests", len(tests)):
@@ -106,8 +103,12 @@ def convert(
     return raw / dataset_name(dataset_id, name)
 
 
-def _find_pictures(folder: Path) -> dict[str, Path]:
-    """Stem -> file."""
+def find_pictures(folder: Path) -> dict[str, Path]:
+    """Stem -> file, of the pictures in a folder.
+
+    Raises:
+        UserError: There are none, or two have the same stem.
+    """
     names = visible_files(folder)
     found: dict[str, Path] = {}
     for name in names:
@@ -133,8 +134,12 @@ def _without_channel(pictures: dict[str, Path]) -> dict[str, Path]:
     return pictures
 
 
-def _pair(pictures: dict[str, Path], masks: dict[str, Path], images: Path, labels: Path) -> dict[str, Path]:
-    """Case -> mask, for exactly the cases that have a picture."""
+def pair(pictures: dict[str, Path], masks: dict[str, Path], images: Path, labels: Path) -> dict[str, Path]:
+    """Case -> mask, for exactly the cases that have a picture; a mask may end in what :data:`MASK_SUFFIX` finds.
+
+    Raises:
+        UserError: Some pictures or masks are alone.
+    """
     paired: dict[str, Path] = {}
     for stem, path in masks.items():
         case = stem if stem in pictures else MASK_SUFFIX.sub("", stem)
@@ -215,20 +220,22 @@ def _convert_image(path: Path, target: Path, form: _Form) -> tuple[int, ...]:
     return pixels.shape[:2]
 
 
-def _read_mask(path: Path, image: Path, shape: tuple[int, ...]) -> np.ndarray:
-    """The codes of a mask of the same size as its image."""
+def read_mask(path: Path, image: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """The codes (see :func:`~umamba_seg.datasets.masks.read_codes`) of a mask of the same size as its image.
+
+    Args:
+        path: The mask.
+        image: Its image, for the message.
+        shape: Of the image, (y, x).
+
+    Raises:
+        UserError: The mask is unreadable, or of another size.
+    """
     codes = read_codes(path)
     if codes.shape != shape:
         what = f"has shape {times(codes.shape)} (y, x), but its image {image} has {times(shape)}"
         raise UserError(path, what, "give an image and its mask the same size")
     return codes
-
-
-def _convert_instances(codes: np.ndarray, folder: Path, name: str) -> Survey:
-    instances = number_instances(codes)
-    write_instances(folder / MASKS_FOLDER / name, instances)
-    write_picture(folder / "labelsTr" / name, instances_to_segmentation(instances))
-    return survey(instances)
 
 
 def _dataset_json(form: _Form, label_map: LabelMap | None, count: int, group_pattern: str | None) -> dict[str, Any]:

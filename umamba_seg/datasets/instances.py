@@ -182,6 +182,26 @@ def write_instances(path: Path, instances: np.ndarray) -> None:
         part.unlink(missing_ok=True)
 
 
+def write_cells(path: Path, codes: np.ndarray) -> Survey:
+    """Write a mask that numbers its cells as labels, and the cells beside: ``labelsTr/x.png``, ``instancesTr/x.png``.
+
+    Args:
+        path: Of the labels, whose folder is ``labelsTr`` or ``labelsTs`` and exists.
+        codes: (y, x), whatever integers tell the cells apart; 0 for background.
+
+    Returns:
+        What there is in the mask.
+
+    Raises:
+        UserError: There are more than 65535 cells.
+    """
+    instances = number_instances(codes)
+    masks = make_folder(path.parent.with_name(path.parent.name.replace("labels", "instances")))
+    write_instances(masks / path.name, instances)
+    write_picture(path, instances_to_segmentation(instances))
+    return survey(instances)
+
+
 def separate_folder(segmentations: Path, output: Path, *, rule: str = "default") -> list[Path]:
     """Turn a folder of segmentations of pictures, which holds its ``dataset.json``, into instance masks.
 

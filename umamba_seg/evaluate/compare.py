@@ -200,21 +200,16 @@ def compare(tables: Mapping[str, CaseMetrics], metric: str = "dice") -> Comparis
         UserError: The sets are not comparable: another protocol, other classes, cases or references, or the metric is
             missing in one or only describes.
     """
-    better = _require_comparable(tables, metric)
+    better = require_comparable(tables, metric)
     one = next(iter(tables.values()))
-    cases = tuple(sorted(one.values))
-    classes = [name for name in one.classes if any(metric in one.values[case][name] for case in cases)]
+    cases, classes = _measured(one, metric)
     scores = {name: _scores(found, cases, classes, metric, better) for name, found in tables.items()}
     targets = tuple(classes) if len(classes) == 1 else (MEAN, *classes)
     paired, found = {}, []
     for first, second in itertools.combinations(tables, 2):
-        differences = _subtract(scores[second], scores[first])
-        unranked = np.zeros(len(targets), int)
-        if len(classes) > 1:
-            unranked[0] = np.count_nonzero(np.isposinf(differences).any(axis=1) & np.isneginf(differences).any(axis=1))
-            differences = np.column_stack([_mean_over_classes(differences), differences])
+        differences, unranked = _subtract(scores[second], scores[first])
         paired[first, second] = differences
-        for target, column, cancelled in zip(targets, differences.T, unranked.tolist(), strict=True):
+        for target, column, cancelled in zip(targets, differences.T, unranked, strict=True):
             found.append(_describe(first, second, target, column, better, cancelled))
     if len(classes) > 1:
         scores = {name: np.pad(values, ((0, 0), (1, 0)), constant_values=np.nan) for name, values in scores.items()}
@@ -228,11 +223,38 @@ def compare(tables: Mapping[str, CaseMetrics], metric: str = "dice") -> Comparis
     return Comparison(metric, better, unit, one.protocol, cases, targets, scores, paired, judged)
 
 
-def _require_comparable(tables: Mapping[str, CaseMetrics], metric: str) -> str:
-    """Which values of the metric are better."""
+def compare_means(first: CaseMetrics, second: CaseMetrics, metric: str) -> tuple[Difference, np.ndarray]:
+    """Compare two sets in the mean over classes (or the only class) alone; they are called "first" and "second".
+
+    Returns:
+        What :func:`compare` finds, with p not corrected, and the difference of every case, (cases,).
+
+    Raises:
+        UserError: As there.
+    """
+    better = require_comparable({"first": first, "second": second}, metric)
+    cases, classes = _measured(first, metric)
+    differences, unranked = _subtract(*(_scores(table, cases, classes, metric, better) for table in (second, first)))
+    target = classes[0] if len(classes) == 1 else MEAN
+    found = _describe("first", "second", target, differences[:, 0], better, unranked[0])
+    return found, differences[:, 0]
+
+
+def _measured(table: CaseMetrics, metric: str) -> tuple[tuple[str, ...], list[str]]:
+    """The cases, sorted, and the classes of which the metric is measured."""
+    cases = tuple(sorted(table.values))
+    return cases, [name for name in table.classes if any(metric in table.values[case][name] for case in cases)]
+
+
+def require_comparable(tables: Mapping[str, CaseMetrics], metric: str) -> str:
+    """Which values of a metric are better in sets that can be compared in it.
+
+    Raises:
+        UserError: They cannot, see :func:`compare`.
+    """
     one, *others = tables.values()
     for other in others:
-        _require_alike(one, other)
+        require_alike(one, other)
     for found in tables.values():
         if metric not in found.metrics:
             what = f"holds no {metric}, only {', '.join(name for name, better in found.metrics.items() if better)}"
@@ -243,7 +265,12 @@ def _require_comparable(tables: Mapping[str, CaseMetrics], metric: str) -> str:
     return better
 
 
-def _require_alike(one: CaseMetrics, other: CaseMetrics) -> None:
+def require_alike(one: CaseMetrics, other: CaseMetrics) -> None:
+    """Two sets of segmentations must be of the same cases, measured by the same rules with the same references.
+
+    Raises:
+        UserError: They are not.
+    """
     for what, found, wanted in (
         ("the protocol", [other.protocol], [one.protocol]),
         ("classes", other.classes, one.classes),
@@ -273,10 +300,18 @@ def _scores(table: CaseMetrics, cases: Sequence[str], classes: Sequence[str], me
     return np.abs(values) if better == "zero" else np.array(values)
 
 
-def _subtract(second: np.ndarray, first: np.ndarray) -> np.ndarray:
-    """The differences, where two equal infinities differ by 0."""
+def _subtract(second: np.ndarray, first: np.ndarray) -> tuple[np.ndarray, list[int]]:
+    """(cases, classes) of both -> the differences in each target, and how many of each cannot be ranked.
+
+    Two equal infinities differ by 0.
+    """
     with np.errstate(invalid="ignore"):
-        return np.where(np.isinf(first) & (first == second), 0.0, second - first)
+        differences = np.where(np.isinf(first) & (first == second), 0.0, second - first)
+    if differences.shape[1] == 1:
+        return differences, [0]
+    cancelled = np.isposinf(differences).any(axis=1) & np.isneginf(differences).any(axis=1)
+    unranked = [int(np.count_nonzero(cancelled)), *[0] * differences.shape[1]]
+    return np.column_stack([_mean_over_classes(differences), differences]), unranked
 
 
 def _mean_over_classes(differences: np.ndarray) -> np.ndarray:
@@ -349,12 +384,12 @@ def _judge(found: Sequence[Difference], main: str, better: str) -> tuple[Differe
     judged = []
     for family in ([one for one in found if one.target == main], [one for one in found if one.target != main]):
         for one, p in zip(family, holm([one.p for one in family]), strict=True):
-            judged.append(replace(one, corrected_p=p, better=_better(one, p, better)))
+            judged.append(replace(one, corrected_p=p, better=winner(one, p, better)))
     return tuple(judged)
 
 
-def _better(one: Difference, p: float, better: str) -> str | None:
-    """Who is better by more than the noise."""
+def winner(one: Difference, p: float, better: str) -> str | None:
+    """Who is better by more than the noise, given the corrected p and which values are better."""
     if not p < LEVEL:
         return None
     sign = 1 if better == "higher" else -1

@@ -17,6 +17,7 @@ METHOD = (
     f"percentile bootstrap over cases ({RESAMPLES} resamples, seed {SEED}); numbers that are undefined or infinite are "
     "left out of each resample's mean, and resamples that hold none for a class are left out"
 )
+_TAILS = (1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2
 _NUMBERS_AT_ONCE = 2**22  # in a matrix of resamples: 32 MiB
 
 
@@ -53,6 +54,54 @@ def class_means(
         Value, lower and upper end, each (classes + 1, metrics); over classes stands last. It is NaN where a class has
         no number at all, as nnU-Net's.
     """
+    value, low, high = _bootstrap(_class_statistic(values, counts, measured, protocol), len(values))
+    certain = _certain(values)
+    return value, np.where(certain, low, np.nan), np.where(certain, high, np.nan)
+
+
+def seed_means(
+    values: np.ndarray, measured: np.ndarray, protocol: Protocol
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """As :func:`class_means`, the mean over trainings of one network: each resample draws the same cases of all.
+
+    Args:
+        values: (seeds, cases, classes, metrics).
+        measured: (classes, metrics).
+        protocol: Its ``means`` are used; they may not be "pooled", which no number of a case can tell.
+    """
+    assert protocol.means != "pooled"
+    counts = np.zeros((*values.shape[1:3], 4))
+    statistics = [_class_statistic(one, counts, measured, protocol) for one in values]
+    value, low, high = _bootstrap(
+        lambda weights: np.mean([one(weights) for one in statistics], axis=0), values.shape[1]
+    )
+    certain = np.all([_certain(one) for one in values], axis=0)
+    return value, np.where(certain, low, np.nan), np.where(certain, high, np.nan)
+
+
+def bootstrap_seeds(values: np.ndarray) -> Estimate:
+    """The mean over seeds and cases, (seeds, cases); each resample draws seeds and, apart from them, cases.
+
+    Cases that are undefined or infinite with any seed are left out.
+    """
+    known = np.asarray(values, float)
+    known = known[:, np.isfinite(known).all(axis=0)]
+    seeds, cases = known.shape
+    if not cases:
+        return Estimate(np.nan, np.nan, np.nan)
+    if min(seeds, cases) < 2:
+        return Estimate(float(known.mean()), np.nan, np.nan)
+    drawn = np.random.default_rng(SEED + 1).multinomial(seeds, np.full(seeds, 1 / seeds), size=RESAMPLES)
+    of_seeds = np.concatenate([weights @ known.T for weights in _resamples(cases)]) / cases
+    samples = np.sum(of_seeds * drawn, axis=1) / seeds
+    low, high = np.quantile(samples, _TAILS)
+    return Estimate(float(known.mean()), float(low), float(high))
+
+
+def _class_statistic(
+    values: np.ndarray, counts: np.ndarray, measured: np.ndarray, protocol: Protocol
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Weights of cases, (resamples, cases) -> the means of each class and over classes, see :func:`class_means`."""
     cases, classes, metrics = values.shape
     over_cases = _mean_over_classes(values, measured)
 
@@ -67,10 +116,13 @@ def class_means(
             overall = np.where(measured, of_class, 0).sum(axis=1) / measured.sum(axis=0)
         return np.concatenate([of_class, overall[:, None]], axis=1)
 
-    value, low, high = _bootstrap(statistic, cases)
+    return statistic
+
+
+def _certain(values: np.ndarray) -> np.ndarray:
+    """(cases, classes, metrics) -> (classes + 1, metrics): whether two cases or more count, so that there is noise."""
     counted = np.isfinite(values).sum(axis=0)
-    certain = np.concatenate([counted, counted.max(axis=0, keepdims=True)]) > 1
-    return value, np.where(certain, low, np.nan), np.where(certain, high, np.nan)
+    return np.concatenate([counted, counted.max(axis=0, keepdims=True)]) > 1
 
 
 def _mean_over_classes(values: np.ndarray, measured: np.ndarray) -> np.ndarray:
@@ -85,8 +137,7 @@ def _bootstrap(statistic: Callable[[np.ndarray], np.ndarray], cases: int) -> tup
     if cases < 2:
         return value, np.full_like(value, np.nan), np.full_like(value, np.nan)
     samples = np.concatenate([statistic(weights) for weights in _resamples(cases)]).reshape(RESAMPLES, -1)
-    tails = (1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2
-    ends = np.array([_quantiles(column, tails) for column in samples.T])
+    ends = np.array([_quantiles(column, _TAILS) for column in samples.T])
     return value, ends[:, 0].reshape(value.shape), ends[:, 1].reshape(value.shape)
 
 

@@ -69,6 +69,7 @@ class Planner(ExperimentPlanner):
         plans_name: File name of the plans, without ending.
         device: Where each configuration is tried; None plans by the estimate alone.
         recipe: How it is trained; what it does not give, and all without one, is the budget's.
+        like: Plans of the data set whose patches, depths and batches are taken, whatever memory that needs.
 
     Raises:
         UserError: The fingerprint holds an image without extent or spacing, or the recipe does not fit the budget.
@@ -82,9 +83,11 @@ class Planner(ExperimentPlanner):
         plans_name: str,
         device: torch.device | None = None,
         recipe: Recipe | None = None,
+        like: dict | None = None,
     ):
         super().__init__(dataset_name, plans_name=plans_name)
         self.network, self.budget, self.device, self.recipe = network, budget, device, recipe
+        self.like = like
         self.options = _options(network, budget, recipe)
         self.UNet_base_num_features = budget.base_features
         self.UNet_max_features_2d, self.UNet_max_features_3d = budget.max_features[2], budget.max_features[3]
@@ -133,7 +136,8 @@ class Planner(ExperimentPlanner):
             spacing, median_shape, data_identifier, approximate_n_voxels_dataset, _cache
         )
         if len(spacing) in self.network.dims:
-            plan |= self.fitted(plan, self._limit(plan), approximate_n_voxels_dataset)
+            alike = self.like and self._planned_alike(plan, self.like)
+            plan |= alike or self.fitted(plan, self._limit(plan), approximate_n_voxels_dataset)
         plan["data_identifier"] = self._shared_data_name(plan)
         return plan
 
@@ -218,6 +222,29 @@ class Planner(ExperimentPlanner):
                 "largest_patch": list(candidates[0].patch_size),
                 "tried": [{"patch_size": list(trial.topology.patch_size), "bytes": trial.bytes} for trial in tried],
             },
+        }
+
+    def _planned_alike(self, plan: dict, like: dict) -> dict | None:
+        """The same entries as in the configuration of other plans that has the spacing; None where they have none."""
+        spacing = [float(step) for step in plan["spacing"]]
+        found = [other for other in like["configurations"].values() if other.get("spacing") == spacing]
+        if not found:
+            return None
+        topology, batch_size = topology_of(found[0]), found[0]["batch_size"]
+        levels = self.network.levels
+        if (
+            levels is not None
+            and levels.topology(topology.patch_size, topology.features[0] / levels.features[0]) != topology
+        ):
+            what = f"{self.network.name} has levels of its own, which plans {like['plans_name']} do not have"
+            raise UserError("--like", what, "plan it by its budget alone")
+        estimated = self._memory(plan, topology, batch_size, self.network, self.options)
+        planning = {"estimated_bytes": estimated, "limit_bytes": found[0]["planning"]["limit_bytes"]}
+        return {
+            "patch_size": list(topology.patch_size),
+            "batch_size": batch_size,
+            "topology": topology_table(topology),
+            "planning": planning | {"fixed_depth": levels is not None, "like": like["plans_name"]},
         }
 
     def _refuse_small_images(self, plan: dict) -> NoReturn:
@@ -313,7 +340,8 @@ class Planner(ExperimentPlanner):
         reasons = {key: value for key, value in plan["planning"].items() if key != "measured"}
         estimated = self._memory(plan, topology_of(plan), plan["batch_size"], self.network, self.options)
         reasons["estimated_bytes"] = round(factor * estimated)
-        if isinstance(self.budget.limit, Yardstick) or reasons["estimated_bytes"] <= reasons["limit_bytes"]:
+        is_target = self.like is not None or isinstance(self.budget.limit, Yardstick)
+        if is_target or reasons["estimated_bytes"] <= reasons["limit_bytes"]:
             return plan | {"planning": reasons | {"as_in": origin}}
         fitted = self.fitted(plan, reasons["limit_bytes"], reasons["data_voxels"], factor)
         return self._described(plan | fitted)
@@ -370,11 +398,12 @@ def plan_dataset(
     plans_name: str,
     device: torch.device | None = None,
     recipe: Recipe | None = None,
+    like: dict | None = None,
 ) -> dict:
     """Plan every configuration of a data set and write ``plans_name.json`` into its preprocessed folder.
 
     Args:
-        dataset_name, network, budget, plans_name, device, recipe: See :class:`Planner`.
+        dataset_name, network, budget, plans_name, device, recipe, like: See :class:`Planner`.
 
     Returns:
         The plans as written.
@@ -385,4 +414,4 @@ def plan_dataset(
     """
     _refuse_other_network(dataset_name, network, plans_name)
     with quiet():
-        return Planner(dataset_name, network, budget, plans_name, device, recipe).plan_experiment()
+        return Planner(dataset_name, network, budget, plans_name, device, recipe, like).plan_experiment()

@@ -26,6 +26,8 @@ def as_text(plans: dict) -> str:
 def _explained(name: str, configuration: dict) -> str:
     topology, planning = configuration["topology"], configuration["planning"]
     as_in = f"that of {planning['as_in']}, as nnU-Net keeps it" if "as_in" in planning else None
+    if "like" in planning:
+        as_in = f"that of plans {planning['like']}"
     previous = configuration.get("previous_stage")
     rows = [
         *([("input", f"the image, and the result of {previous} label by label")] if previous else []),

@@ -103,41 +103,90 @@ class Predictor:
         Raises:
             UserError: A file is missing, damaged, refused by :func:`require_safe`, or does not fit the plans.
         """
-        predictor = cls()
-        predictor.model_folder, predictor.step_size = model_folder, step_size
-        predictor.plans = read_model_plans(model_folder)
-        predictor.dataset_json = read_description(model_folder / "dataset.json")
-        predictor.labels = Labels.from_json(predictor.dataset_json, model_folder / "dataset.json")
-        predictor.file_ending = predictor.dataset_json["file_ending"]
-        predictor.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        predictor._precision = choose_precision("auto", predictor.device)
-        if predictor.device.type == "cuda":
+        plans = read_model_plans(model_folder)
+        dataset_json = read_description(model_folder / "dataset.json")
+        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if place.type == "cuda":
             torch.backends.cudnn.benchmark = True  # all tiles are of one size
-        predictor.ram_gb = ram_gb
-        predictor.folds = trained_folds(model_folder, folds, checkpoint_name)
-        files = [model_folder / f"fold_{fold}" / checkpoint_name for fold in predictor.folds]
+        names = trained_folds(model_folder, folds, checkpoint_name)
+        files = [model_folder / f"fold_{fold}" / checkpoint_name for fold in names]
         checkpoints = [load_checkpoint(path) for path in files]
-        predictor.model_hash = _hash([model_folder / "plans.json", *files])
-        predictor._configure(checkpoints[0]["init_args"]["configuration"], files[0])
-        predictor.networks = predictor._build(checkpoints, files)
-        predictor._memory = Memory(ram_gb, predictor.device, predictor._forward_bytes)
+        configuration = checkpoints[0]["init_args"]["configuration"]
+        if configuration not in plans["configurations"]:
+            what = f"is of the configuration {configuration!r}, which {model_folder / 'plans.json'} does not hold"
+            raise UserError(files[0], what, "restore the plans.json that the fold was trained with")
+        predictor = cls(model_folder, plans, dataset_json, configuration, place, step_size, ram_gb)
+        predictor.folds, predictor.model_hash = names, _hash([model_folder / "plans.json", *files])
         axes = checkpoints[0]["inference_allowed_mirroring_axes"]
-        predictor.flips = predictor._choose_flips(axes, swap_labels) if mirroring else [Flip()]
+        predictor._hold(predictor._build(checkpoints, files), axes, swap_labels, mirroring=mirroring)
         return predictor
 
-    def _configure(self, name: str, checkpoint: Path) -> None:
-        plans_file = self.model_folder / "plans.json"
-        if name not in self.plans["configurations"]:
-            what = f"is of the configuration {name!r}, which {plans_file} does not hold"
-            raise UserError(checkpoint, what, "restore the plans.json that the fold was trained with")
-        self.configuration_name = name
-        self.plans_manager = PlansManager(self.plans)
-        resolved = self.plans_manager.get_configuration(name).configuration
+    @classmethod
+    def of_network(
+        cls,
+        network: nn.Module,
+        mirroring_axes: Sequence[int] | None,
+        model_folder: Path,
+        plans: dict,
+        dataset_json: dict,
+        configuration: str,
+        device: torch.device,
+    ) -> Predictor:
+        """A model of one fold whose network is in memory: :meth:`load` without files.
+
+        ``folds`` and ``model_hash`` are not there.
+
+        Args:
+            network: In evaluation mode on ``device``, with one output.
+            mirroring_axes: As a checkpoint names them, for plans that do not.
+            model_folder: Where plans.json and dataset.json of the model lie, for messages.
+            plans, dataset_json: Of the model.
+            configuration: Of the plans.
+            device: Where the network runs.
+
+        Raises:
+            UserError: The plans or the labels cannot be used.
+        """
+        predictor = cls(model_folder, plans, dataset_json, configuration, device)
+        predictor._hold([network], mirroring_axes)
+        return predictor
+
+    def __init__(
+        self,
+        model_folder: Path,
+        plans: dict,
+        dataset_json: dict,
+        configuration: str,
+        device: torch.device,
+        step_size: float = 0.5,
+        ram_gb: float | None = None,
+    ):
+        """What follows from the plans; see :meth:`load` and :meth:`of_network`."""
+        self.model_folder, self.plans, self.dataset_json = model_folder, plans, dataset_json
+        self.configuration_name, self.step_size, self.device, self.ram_gb = configuration, step_size, device, ram_gb
+        self.labels = Labels.from_json(dataset_json, model_folder / "dataset.json")
+        self.file_ending = dataset_json["file_ending"]
+        self.plans_manager = PlansManager(plans)
+        resolved = self.plans_manager.get_configuration(configuration).configuration
         staged = resolved.get("previous_stage") is not None
         self._configuration = PredictionConfiguration(resolved, keeps_labels=staged)
-        require_network(self._configuration.configuration, f"{plans_file}")
+        require_network(resolved, f"{model_folder / 'plans.json'}")
         self.previous_stage = self._configuration.previous_stage_name
-        self.input_channels = determine_num_input_channels(self.plans_manager, self._configuration, self.dataset_json)
+        self.input_channels = determine_num_input_channels(self.plans_manager, self._configuration, dataset_json)
+        self._precision = choose_precision("auto", device)
+
+    def _hold(
+        self,
+        networks: list[nn.Module],
+        axes: Sequence[int] | None,
+        swap_labels: Sequence[NamePair] | None = None,
+        *,
+        mirroring: bool = True,
+    ) -> None:
+        """Be ready to run these networks."""
+        self.networks = networks
+        self._memory = Memory(self.ram_gb, self.device, self._forward_bytes)
+        self.flips = self._choose_flips(axes, swap_labels) if mirroring else [Flip()]
 
     def _build(self, checkpoints: list[dict], files: list[Path]) -> list[nn.Module]:
         """A network per fold."""
@@ -222,12 +271,30 @@ class Predictor:
             data, stage, properties = preprocessor.run_case_npy(data, stage, properties, *common)
         except UserError as error:
             raise UserError(name, error.what, error.remedy) from None
+        return self.prepared(name, data, properties, None if previous is None else stage[0], files)
+
+    def prepared(
+        self,
+        name: str,
+        data: np.ndarray,
+        properties: dict,
+        previous: np.ndarray | None = None,
+        files: tuple[Path, ...] = (),
+    ) -> PreparedCase:
+        """A case that has gone through nnU-Net's preprocessing.
+
+        Args:
+            name: Of the case.
+            data: float32 (channels, z, y, x).
+            properties: nnU-Net's.
+            previous: Labels (z, y, x) by the stage before, on the same grid, for the second stage of a cascade.
+            files: Its images, if it came from files.
+        """
         if previous is not None:
             foreground = self.plans_manager.get_label_manager(self.dataset_json).foreground_labels
-            data = np.vstack((data, convert_labelmap_to_one_hot(stage[0], foreground, data.dtype)))
+            data = np.vstack((data, convert_labelmap_to_one_hot(previous, foreground, data.dtype)))
         return PreparedCase(name, files, data, properties)
 
-    @torch.inference_mode()
     def segment(
         self,
         case: PreparedCase,
@@ -247,6 +314,39 @@ class Predictor:
         Raises:
             UserError: It needs more memory than there is, or the network's output is not finite.
         """
+        return self._segment(case, (), probabilities, uncertainty, scratch)[0]
+
+    def segment_for_stages(
+        self,
+        case: PreparedCase,
+        shapes: Sequence[Sequence[int]],
+        *,
+        probabilities: bool = False,
+        scratch: Path | None = None,
+    ) -> tuple[Prediction, list[np.ndarray]]:
+        """:meth:`segment`, and from the same logits the labels that the next stages of a cascade are to see.
+
+        Args:
+            case, probabilities, scratch: As of :meth:`segment`.
+            shapes: (z, y, x) of the case in each of those stages, as preprocessed.
+
+        Returns:
+            The prediction, and for each shape uint8 or uint16 labels on that grid.
+
+        Raises:
+            UserError: As :meth:`segment`.
+        """
+        return self._segment(case, shapes, probabilities, False, scratch)
+
+    @torch.inference_mode()
+    def _segment(
+        self,
+        case: PreparedCase,
+        shapes: Sequence[Sequence[int]],
+        probabilities: bool,
+        uncertainty: bool,
+        scratch: Path | None,
+    ) -> tuple[Prediction, list[np.ndarray]]:
         tiling = Tiling(case.data.shape[1:], self._configuration.patch_size, self.step_size)
         members = len(self.networks) if uncertainty else 1
         demand = Demand(
@@ -259,18 +359,9 @@ class Predictor:
             probabilities=probabilities and scratch is None,
         )
         device = self._memory.place(demand)
-        properties = case.properties
-        wanted = [int(extent) for extent in properties["shape_after_cropping_and_before_resampling"]]
-        nearest = self._nearest_axis(properties) if wanted != list(tiling.shape) else None
-        resampler = Resampler(
-            [tiling.shape[axis] for axis in tiling.order],
-            [wanted[axis] for axis in tiling.order],
-            None if nearest is None else tiling.order.index(nearest),
-            demand.planes_at_once,
-        )
         canvas = Canvas(
             self.labels,
-            properties,
+            case.properties,
             tiling.order,
             self.plans_manager.transpose_backward,
             probabilities=probabilities,
@@ -278,13 +369,21 @@ class Predictor:
             disagreement=members > 1,
             scratch=scratch,
         )
+        spacing = [case.properties["spacing"][axis] for axis in self.plans_manager.transpose_forward]
+        extents = case.properties["shape_after_cropping_and_before_resampling"]
+        outputs = [(self._resampler(tiling, extents, spacing, demand), canvas)]
+        for shape in shapes:  # nnU-Net takes the spacing of this stage for that of the next ones
+            grid = self._resampler(tiling, shape, self._own_spacing(spacing), demand)
+            outputs.append((grid, _plain_canvas(self.labels, shape, tiling.order)))
         runner = _Runner(self, case.name, members)
         sizes = {"members": members, "classes": self.labels.num_classes, "tiles_at_once": self.tiles_at_once}
         for first, planes in sweep(case.data, tiling, runner, **sizes, device=device):
-            for rows, group in resampler.feed(first, planes):
-                canvas.write(rows, group)
+            for resampler, drawn in outputs:
+                for rows, group in resampler.feed(first, planes):
+                    drawn.write(rows, group)
         runner.report()
-        return canvas.finish(case.name, case.files, properties)
+        stages = [drawn.finish(case.name, (), {}).segmentation for _, drawn in outputs[1:]]
+        return canvas.finish(case.name, case.files, case.properties), stages
 
     def predict(
         self,
@@ -311,11 +410,31 @@ class Predictor:
         setting = Setting(topology, self.input_channels, self.labels.num_classes, self.tiles_at_once)
         return forward_memory(configuration["architecture"], setting)
 
-    def _nearest_axis(self, properties: dict) -> int | None:
-        """In the frame of the plans."""
-        spacing = [properties["spacing"][axis] for axis in self.plans_manager.transpose_forward]
+    def _resampler(self, tiling: Tiling, shape: Sequence[int], spacing: Sequence[float], demand: Demand) -> Resampler:
+        """From the grid of the network to another, which is described in the frame of the plans."""
+        wanted = [int(extent) for extent in shape]
+        nearest = None
+        if wanted != list(tiling.shape):
+            nearest = nearest_axis(self._configuration.configuration, self._own_spacing(spacing), spacing)
+        return Resampler(
+            [tiling.shape[axis] for axis in tiling.order],
+            [wanted[axis] for axis in tiling.order],
+            None if nearest is None else tiling.order.index(nearest),
+            demand.planes_at_once,
+        )
+
+    def _own_spacing(self, spacing: Sequence[float]) -> list[float]:
+        """Of the network's grid; a 2-D plan keeps the distance of the slices."""
         own = list(self._configuration.spacing)
-        return nearest_axis(self._configuration.configuration, [*spacing[: 3 - len(own)], *own], spacing)
+        return [*spacing[: 3 - len(own)], *own]
+
+
+def _plain_canvas(labels: Labels, shape: Sequence[int], order: Sequence[int]) -> Canvas:
+    """For the labels of a whole grid, whose axes stay those of the plans."""
+    box = [(0, int(extent)) for extent in shape]
+    whole = {"shape_before_cropping": shape, "bbox_used_for_cropping": box}
+    kept = {"probabilities": False, "entropy": False, "disagreement": False, "scratch": None}
+    return Canvas(labels, whole, order, (0, 1, 2), **kept)
 
 
 class _Runner:

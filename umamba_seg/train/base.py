@@ -1,30 +1,28 @@
-"""What training takes from nnU-Net: network, split, augmentation, pseudo Dice and the final validation."""
+"""What training takes from nnU-Net: network, split, augmentation and pseudo Dice."""
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 from nnunetv2.training.loss.dice import get_tp_fp_fn_tn
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, nn
 
 from umamba_seg.datasets.labels import Labels
-from umamba_seg.log import logger, step_bar
+from umamba_seg.log import logger
 from umamba_seg.plan.losses import make_loss
 from umamba_seg.plan.options import TrainingOptions
 from umamba_seg.plan.precision import Precision
 from umamba_seg.plan.step import make_optimizer
-from umamba_seg.preprocess import unprepared
-from umamba_seg.train.cascade import makers, publish
 from umamba_seg.train.data import Loader, Samples
 from umamba_seg.train.distributed import Group
 from umamba_seg.train.mirroring import inference_axes, with_swaps
+from umamba_seg.train.validation import validate
 
 _TRAINING, _VALIDATION = 0, 1  # streams of samples
 
@@ -72,7 +70,8 @@ class BaseTrainer(nnUNetTrainer):
     lr_scheduler: _Schedule
     loss: nn.Module
     output_folder: str
-    output_folder_base: str
+    dataset_class: type[nnUNetBaseDataset]
+    preprocessed_dataset_folder: str
     preprocessed_dataset_folder_base: str
     options: TrainingOptions
     group: Group
@@ -229,47 +228,17 @@ class BaseTrainer(nnUNetTrainer):
         return sorted(labels.foreground, key=lambda name: labels.foreground[name])
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        """nnU-Net's validation of the held-out cases, behind a bar that moves when a case is loaded.
+        """The held-out cases by our predictor instead of nnU-Net's; see :func:`~umamba_seg.train.validation.validate`.
 
-        Several processes share the cases in nnU-Net's own way.
+        The scores go where nnU-Net's go: into the log file and to its other loggers.
         """
-        self.network = self.plain_network
-        self.is_ddp = self.group.size > 1
-        _, cases = self.do_split()
-        uncounted = self.dataset_class
-        with self._next_stages(cases), step_bar("validating", len(cases) // self.group.size) as bar:
-
-            class Counted(uncounted):  # type: ignore[valid-type, misc]
-                def load_case(self, identifier):
-                    bar.update()
-                    return super().load_case(identifier)
-
-            self.dataset_class = Counted
-            super().perform_actual_validation(save_probabilities)
-        self.dataset_class, self.is_ddp = uncounted, False
-
-    @contextlib.contextmanager
-    def _next_stages(self, cases: list[str]) -> Iterator[None]:
-        """Have nnU-Net's validation leave segmentations for the next stages of a cascade; see :mod:`.cascade`.
-
-        It writes them into the fold's folder, and only for stages whose images are preprocessed: without any it fails.
-        """
-        manager, folder = self.configuration_manager, self.output_folder_base
-        preprocessed, planned = Path(self.preprocessed_dataset_folder_base), manager.configuration
-        stages = [
-            stage
-            for stage in manager.next_stage_names or ()
-            if len(unprepared(preprocessed, self.plans_manager.plans, stage, cases)) < len(cases)
-        ]
-        manager.configuration = planned | {"next_stage": stages or None}
-        self.output_folder_base = self.output_folder
-        try:
-            yield
-        finally:
-            manager.configuration, self.output_folder_base = planned, folder
-        if self.group.leads:
-            own = [case for case, folds in makers(preprocessed, cases).items() if str(self.fold) in folds]
-            publish(Path(self.output_folder), own)
+        summary = validate(self, save_probabilities=save_probabilities)
+        if summary is None:
+            return
+        for key, metrics in summary["mean"].items():
+            self.logger.log_summary(f"final_val/class_{key}_dice", metrics["Dice"])
+        self.logger.log_summary("final_val/foreground_dice", summary["foreground_mean"]["Dice"])
+        self.print_to_log_file("Mean Validation Dice: ", summary["foreground_mean"]["Dice"])
 
     # ---------------------------------------------------------------------------------------------------- prediction
 

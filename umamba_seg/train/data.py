@@ -64,7 +64,7 @@ class _Stored:
             return self._array[place]
 
 
-class _Cases:
+class Cases:
     """A data set of nnU-Net whose damaged files are named.
 
     Args:
@@ -150,7 +150,7 @@ class Samples(nnUNetDataLoader):
         stream: int,
     ):
         super().__init__(
-            _Cases(dataset),  # type: ignore[arg-type]
+            Cases(dataset),  # type: ignore[arg-type]
             len(items),
             patch_size,  # type: ignore[arg-type]
             final_patch_size,  # type: ignore[arg-type]

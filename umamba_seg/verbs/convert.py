@@ -7,6 +7,9 @@ from argparse import Namespace
 from pathlib import Path
 
 from umamba_seg import paths
+from umamba_seg.datasets.releases import RELEASES
+from umamba_seg.datasets.releases.release import Release
+from umamba_seg.datasets.releases.release import convert as convert_release
 from umamba_seg.log import logger
 from umamba_seg.verbs.arguments import add_common, add_groups, add_root
 
@@ -19,6 +22,8 @@ def convert(args: Namespace) -> dict:
         from umamba_seg.datasets import msd
 
         folder = msd.convert(Path(args.i), raw, args.d, args.name)
+    elif args.source in RELEASES:
+        folder = _convert_release(args, RELEASES[args.source], raw)
     else:
         from umamba_seg.datasets import folder as pictures
 
@@ -35,6 +40,11 @@ def convert(args: Namespace) -> dict:
         )
     logger.info("written: %s", folder)
     return {"dataset": folder.name, "folder": str(folder)}
+
+
+def _convert_release(args: Namespace, release: Release, raw: Path) -> Path:
+    options = {option.name: getattr(args, option.name) for option in release.options}
+    return convert_release(release, Path(args.i), raw, args.d, args.name, options)
 
 
 def _convert_checkpoint(args: Namespace) -> dict:
@@ -70,7 +80,7 @@ def add_convert(verbs: argparse._SubParsersAction) -> None:
     )
     folder.add_argument("--test-images", metavar="FOLDER", help="images without masks, for prediction")
     add_groups(folder, default="; it is kept in dataset.json")
-    for source in (msd, folder):
+    for source in (msd, folder, *(_add_release(sources, release) for release in RELEASES.values())):
         add_root(source)
         add_common(source)
 
@@ -88,3 +98,26 @@ def add_convert(verbs: argparse._SubParsersAction) -> None:
     )
     add_common(checkpoint)
     parser.set_defaults(run=convert)
+
+
+def _add_release(sources: argparse._SubParsersAction, release: Release) -> argparse.ArgumentParser:
+    parser = sources.add_parser(
+        release.name,
+        help=release.title,
+        description=f"{release.title} -> nnU-Net's raw form.",
+        epilog=f"Where the layout of its files is described: {release.layout}."
+        + ("" if release.verified else " It was not compared with a copy of the release."),
+        allow_abbrev=False,
+    )
+    parser.add_argument("-i", metavar="FOLDER", required=True, help=release.folder)
+    default = f"default: {release.dataset_id}" + (", or what the options make it" if release.options else "")
+    parser.add_argument("-d", metavar="ID", type=int, help=f"data set number ({default})")
+    parser.add_argument("--name", help=f"data set name (default: {release.dataset_name})")
+    for option in release.options:
+        parser.add_argument(
+            f"--{option.name}",
+            choices=option.choices,
+            default=option.choices[0],
+            help=f"{option.help} (default: {option.choices[0]})",
+        )
+    return parser

@@ -44,6 +44,8 @@ def plan_and_preprocess(args: Namespace) -> dict:
     recipe = None if args.recipe is None else read_recipe(args.recipe)
     if args.p is not None:
         require_plans_name(args.p)
+    if args.like and args.probe:
+        raise UserError("--probe", "plans smaller or larger, and --like does neither", "leave one out")
     budget = _explicit_budget(args)
     folders = paths.resolve(args.root).export()
     name = folders.dataset_name(args.d)
@@ -86,7 +88,8 @@ def plan_and_preprocess(args: Namespace) -> dict:
 
 def _require_nothing_beside_pretrained(args: Namespace) -> None:
     """Budgets exclude it already, in the parser."""
-    given = [option for option, value in (("--network", args.network), ("--probe", args.probe)) if value]
+    options = (("--network", args.network), ("--probe", args.probe), ("--like", args.like))
+    given = [option for option, value in options if value]
     if args.pretrained and given:
         raise UserError(given[0], "does not go with --pretrained: network and patch are the model's", "leave it out")
 
@@ -109,11 +112,21 @@ def _planning(
 
     from umamba_seg.plan.planner import plan_dataset
 
-    budget = budget or _automatic_budget()
+    budget, like = budget or _automatic_budget(), _plans_to_follow(args.like, preprocessed)
     device = _probed_device(budget) if args.probe else None
     plans_name = args.p or "_".join([network.name, budget.name, *ending])
     require_plans_name(plans_name)
-    return lambda: plan_dataset(preprocessed.name, network, budget, plans_name, device, recipe)
+    return lambda: plan_dataset(preprocessed.name, network, budget, plans_name, device, recipe, like)
+
+
+def _plans_to_follow(name: str | None, preprocessed: Path) -> dict | None:
+    from umamba_seg.plan.plans import read_plans, require_planning
+
+    if name is None:
+        return None
+    plans = read_plans(preprocessed, name)
+    require_planning(plans)
+    return plans
 
 
 def _explicit_budget(args: Namespace) -> Budget | None:
@@ -204,6 +217,12 @@ def add_plan_and_preprocess(verbs: argparse._SubParsersAction) -> None:
         metavar="NAME",
         help="train as a paper does: lightmunet, nnmamba, nnunet, segmamba, umamba, or a TOML file; what it gives, the "
         "epochs included, replaces the budget's (default: the budget's alone)",
+    )
+    parser.add_argument(
+        "--like",
+        metavar="PLANS",
+        help="take patch, depth and batch of these plans, for a fair comparison of two networks; the budget says how "
+        "the network is trained",
     )
     parser.add_argument(
         "--probe",

@@ -88,7 +88,7 @@ def _require_sense(args: Namespace, model: Path) -> None:
         if args.workers is not None:
             raise UserError(f"--workers {args.workers}", "there is no cluster", "give --cluster too, or leave it out")
         return
-    from umamba_seg.predict.cluster import require_cluster
+    from umamba_seg.scheduler import require_cluster
 
     require_cluster(args.cluster, args.workers)
 

@@ -1,0 +1,39 @@
+"""KiTS23: kidneys, tumours and cysts in CT."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from umamba_seg.datasets.releases.release import Content, Release
+from umamba_seg.datasets.releases.volumes import content_of, pair, sort_files
+
+_PATTERNS = {
+    "image": r"(?:.*/)?(?P<case>case_\d{5})/imaging\.nii\.gz",
+    "label": r"(?:.*/)?(?P<case>case_\d{5})/segmentation\.nii\.gz",
+}
+
+
+def _find(source: Path, options: Mapping[str, str]) -> Content:
+    files, others = sort_files(source, _PATTERNS)
+    training = pair(source, {"image": files["image"]}, files["label"])
+    dataset_json = {
+        "channel_names": {"0": "CT"},
+        "labels": {"background": 0, "kidney": [1, 2, 3], "masses": [2, 3], "tumor": 2},
+        "regions_class_order": [1, 3, 2],  # what of the masses is no tumor is a cyst
+        "name": "KiTS23",
+        "reference": "https://kits-challenge.org/kits23",
+    }
+    return content_of(dataset_json, training, [], {value: value for value in range(4)}, others)
+
+
+RELEASE = Release(
+    name="kits",
+    title="KiTS23",
+    dataset_id=220,
+    dataset_name="KiTS2023",
+    folder="dataset, which holds case_00000/imaging.nii.gz, case_00000/segmentation.nii.gz and so on",
+    layout="nnU-Net's Dataset220_KiTS2023.py",
+    verified=False,
+    find=_find,
+)

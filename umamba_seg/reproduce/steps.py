@@ -1,0 +1,244 @@
+"""What a job still lacks, as commands of ours: files alone tell, so that any kill is gone on from.
+
+Training and prediction are commands that a user could type; they run in processes of their own. What is measured is
+measured here.
+"""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from umamba_seg.datasets.splits import load_splits
+from umamba_seg.errors import UserError
+from umamba_seg.evaluate.case import metric_words
+from umamba_seg.evaluate.protocols import choose_protocol
+from umamba_seg.evaluate.results import NAME, evaluate_segmentations, read_case_metrics
+from umamba_seg.files import make_folder, read_json
+from umamba_seg.plan.plans import read_plans
+from umamba_seg.reproduce.runs import Job
+from umamba_seg.train import FINAL_PTH, resumable
+
+_CHECKED = ("seed", "epochs")  # options of a training that a table gives
+
+
+@dataclass(frozen=True)
+class Step:
+    """A command that brings a job forward.
+
+    Attributes:
+        what: In a word or two.
+        command: Arguments of ``umamba-seg``.
+    """
+
+    what: str
+    command: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return shlex.join(self.command)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What commands are told beside the job.
+
+    Attributes:
+        device: ``-device``, or None.
+        processes: ``-np``, or None.
+    """
+
+    device: str | None = None
+    processes: int | None = None
+
+    def options(self, *, device: bool) -> list[str]:
+        found = ["-device", self.device] if device and self.device else []
+        return found + (["-np", str(self.processes)] if self.processes else [])
+
+
+def convert_step(job: Job, source: Path | None) -> Step | None:
+    """What makes the raw data set; None if it is there.
+
+    Raises:
+        UserError: It is neither there nor is a source given, or there is no converter.
+    """
+    if job.raw.is_dir():
+        return None
+    if source is None:
+        raise UserError(job.raw, "no such data set", f"give --source {job.key}=FOLDER; see datasets.md")
+    if not job.dataset.convert:
+        what = "there is no converter for this data set"
+        raise UserError(f"--source {job.key}", what, f"make {job.raw} as datasets.md says")
+    number, name = int(job.name[7:10]), job.name[11:]
+    options = (*job.dataset.convert, "-i", str(source.absolute()), "-d", str(number), "--name", name)
+    return Step("convert", ("convert", *options))
+
+
+def plan_step(job: Job, machine: Machine) -> Step | None:
+    """What plans and preprocesses; None if that is done."""
+    if _is_planned(job):
+        return None
+    training = job.training
+    options = [*_named(job), "--network", job.network, *machine.options(device=False)]
+    for option, value in (
+        ("--budget", training.budget),
+        ("-gpu_memory_target", training.gpu_memory_target),
+        ("--vram-gb", training.vram_gb),
+        ("--recipe", training.recipe),
+        ("--like", job.like),
+    ):
+        options += [] if value is None else [option, f"{value:g}" if isinstance(value, float) else value]
+    return Step("plan", ("plan_and_preprocess", *options))
+
+
+def _is_planned(job: Job) -> bool:
+    from umamba_seg.preprocess import unprepared
+
+    if not (job.preprocessed / f"{job.plans}.json").is_file():
+        return False
+    plans = read_plans(job.preprocessed, job.plans)
+    configuration = job.dataset.configuration
+    return configuration in plans["configurations"] and not unprepared(
+        job.preprocessed, plans, configuration, _cases(job)
+    )
+
+
+def _cases(job: Job) -> list[str]:
+    """Of the whole data set."""
+    ending = read_json(job.raw / "dataset.json")["file_ending"]
+    return [path.name.removesuffix(ending) for path in sorted((job.raw / "labelsTr").glob(f"[!.]*{ending}"))]
+
+
+def _named(job: Job) -> list[str]:
+    return ["-d", job.name, "-c", job.dataset.configuration, "-p", job.plans]
+
+
+def fold_step(job: Job, fold: int | str, machine: Machine) -> Step | None:
+    """What a fold lacks, of a training to its validation.
+
+    Raises:
+        UserError: It was trained with another seed, or other epochs, than the table's.
+    """
+    folder = job.model / f"fold_{fold}"
+    _require_as_asked(job, folder)
+    options, told = ("train", *_named(job), "-f", str(fold)), machine.options(device=True)
+    if (folder / FINAL_PTH).is_file():
+        if (folder / "validation" / "summary.json").is_file():
+            return None
+        return Step(f"validate fold {fold}", (*options, "--val", *told))
+    if resumable(folder):
+        return Step(f"go on with fold {fold}", (*options, "--c", *told))
+    epochs = () if job.training.epochs is None else ("--epochs", str(job.training.epochs))
+    return Step(f"train fold {fold}", (*options, "--seed", str(job.seed), *epochs, *told))
+
+
+def _require_as_asked(job: Job, fold_folder: Path) -> None:
+    file = fold_folder / "run.json"
+    if not file.is_file():
+        return
+    found = read_json(file)["training"]
+    asked = {"seed": job.seed, "epochs": job.training.epochs}
+    for name in _CHECKED:
+        if asked[name] is not None and found[name] != asked[name]:
+            what = f"was trained with {name} {found[name]}, and the table asks for {asked[name]}"
+            raise UserError(fold_folder, what, f"move {job.model} away, or give the table another name")
+
+
+def predict_step(job: Job, machine: Machine) -> Step | None:
+    """What segments the test cases; None if the folds' held-out cases are measured, or it is done."""
+    if job.dataset.scored == "validation" or _is_predicted(job):
+        return None
+    places = ("-m", str(job.model), "-i", str(job.raw / "imagesTs"), "-o", str(job.predictions))
+    folds = ("-f", *map(str, job.dataset.folds))
+    mirroring = () if job.dataset.mirroring else ("--disable_tta",)
+    return Step("predict", ("predict", *places, *folds, *mirroring, "--resume", *machine.options(device=True)))
+
+
+def _is_predicted(job: Job) -> bool:
+    manifest = job.predictions / "manifest.json"
+    if not manifest.is_file():
+        return False
+    newest = max((folder / FINAL_PTH).stat().st_mtime_ns for folder in job.fold_folders)
+    states = {case["status"] for case in read_json(manifest)["cases"].values()}
+    return states == {"done"} and manifest.stat().st_mtime_ns >= newest
+
+
+# ----------------------------------------------------------------------------------------------------------- measuring
+
+
+def is_measured(job: Job) -> bool:
+    """Whether metrics.json is there, by the table's rules, and newer than what it measures."""
+    file = job.segmentations / NAME
+    if not file.is_file():
+        return False
+    rules, found = read_json(file)["protocol"], read_case_metrics(file)
+    if rules["name"] != job.dataset.protocol or found.newer_file() is not None:
+        return False
+    return job.counts_cells or tuple(rules["metrics"]) == _metrics(job)
+
+
+def _metrics(job: Job) -> tuple[str, ...]:
+    return choose_protocol(job.dataset.protocol, metric_words(job.dataset.metrics)).metrics
+
+
+def measure(job: Job, processes: int | None) -> None:
+    """Write metrics.json beside the segmentations of a job whose folds are trained.
+
+    Raises:
+        UserError: A case that was held out is missing, or cannot be measured.
+    """
+    if job.counts_cells:
+        _count_cells(job)
+        return
+    if job.dataset.scored == "validation":
+        _gather(job)
+    evaluate_segmentations(
+        job.references,
+        job.segmentations,
+        job.dataset.metrics,
+        job.dataset.protocol,
+        description=job.raw / "dataset.json",
+        processes=processes,
+        allow_missing=job.dataset.scored == "validation",  # references are of all cases
+    )
+
+
+def _gather(job: Job) -> None:
+    """Put the segmentations of several folds into one folder, and see that all that were held out are there."""
+    from umamba_seg.select.crossval import Model, held_out_cases, validation_files
+
+    folds = [int(fold) for fold in job.dataset.folds]
+    cases = held_out_cases(job.preprocessed / "splits_final.json", folds)
+    ending = read_json(job.raw / "dataset.json")["file_ending"]
+    files = validation_files(Model(job.model, job.plans, job.dataset.configuration), folds, cases, ending)
+    if len(folds) == 1:
+        return
+    make_folder(job.segmentations)
+    for path in files.values():
+        target = job.segmentations / path.name
+        shutil.copyfile(path, target)
+
+
+def _count_cells(job: Job) -> None:
+    from umamba_seg.datasets.instances import separate_folder
+    from umamba_seg.evaluate.instances import evaluate_instances
+
+    separate_folder(job.predictions, job.segmentations, rule=job.dataset.protocol)
+    evaluate_instances(job.references, job.segmentations, protocol=job.dataset.protocol)
+
+
+def held_out(job: Job) -> int:
+    """Number of cases that are measured, as far as files tell: 0 where the split is not made yet."""
+    if job.dataset.scored == "test":
+        return len(_visible(job.raw / "labelsTs"))
+    file = job.preprocessed / "splits_final.json"
+    if not file.is_file():
+        return 0
+    splits = load_splits(file)
+    return sum(len(splits[fold]["val"]) for fold in job.dataset.folds if isinstance(fold, int) and fold < len(splits))
+
+
+def _visible(folder: Path) -> Sequence[Path]:
+    return sorted(folder.glob("[!.]*")) if folder.is_dir() else ()
