@@ -15,7 +15,7 @@ import pytest
 
 from umamba_seg.errors import CasesFailed, UserError
 from umamba_seg.predict.cluster import Cluster
-from umamba_seg.scheduler import require_cluster
+from umamba_seg.scheduler import connect, require_cluster
 from umamba_seg.predict.folder import Case, Job
 from umamba_seg.train.stopping import StopRequest
 
@@ -188,7 +188,7 @@ def test_a_scheduler_that_does_not_answer(monkeypatch):
     monkeypatch.setattr("umamba_seg.scheduler._ANSWER_SECONDS", 0.5)
     with (
         pytest.raises(UserError, match=r"--cluster tcp://127\.0\.0\.1:9: no scheduler answers there"),
-        Cluster("tcp://127.0.0.1:9", None, HOW)._client(),
+        connect("tcp://127.0.0.1:9", None, None),
     ):
         pass
 

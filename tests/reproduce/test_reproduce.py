@@ -130,7 +130,7 @@ def test_a_table_that_does_not_exist(umamba_seg):
 def test_a_table_is_run_from_raw_images(reproduced):
     assert {path.name for path in reproduced.output.iterdir()} == {"table.md", "table.csv", "table.html", "table.png"}
     rows = list(csv.DictReader((reproduced.output / "table.csv").read_text().splitlines()))
-    ours = {(row["network"], row["column"]): float(row["ours"]) for row in rows}
+    ours = {(row["network"], row["column"]): float(row["ours"]) for row in rows if row["ours"]}
     assert set(ours) == {(name, column) for name in ("umamba_bot", "umamba_bot_noscan") for column in ("dice", "nsd")}
     metrics = next(reproduced.root.glob("nnUNet_results/*/*umamba_bot_cpu*/reproduced_test/metrics.json"))
     overall = json.loads(metrics.read_text())["overall"]

@@ -72,7 +72,7 @@ def test_no_difference_is_said_to_be_none(compared):
     one = outcome.differences[0].difference
     assert outcome.answers == [
         f"Bot without the scan: Dice {one.mean:+.3f} (95 % {one.low:.3f} to {one.high:.3f}, 40 cases, 1 seed; Wilcoxon "
-        f"p = {one.p:.2g}): no difference can be told; what the scan adds here is less than the noise.",
+        f"p = {one.p:.2g}): no difference can be told; what the scan adds here cannot be told from the noise.",
         "A case counts with the mean over its classes, and of several seeds with the mean over these.",
         NO_NOISE_BETWEEN_TRAININGS,
     ]

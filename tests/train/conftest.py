@@ -1,6 +1,7 @@
 """Trainings in processes of their own, to be killed and broken."""
 
 import copy
+import functools
 import json
 import multiprocessing
 import multiprocessing.dummy
@@ -90,20 +91,23 @@ def zygote(tmp_path_factory) -> Iterator[Zygote]:
 
 
 @pytest.fixture
-def make_trainer(tmp_path):
+def make_trainer(tmp_path, monkeypatch):
     """``make_trainer(root, plans, configuration, fold)``: one of the tiny data set that writes below ``tmp_path``."""
 
     def make(root: Path, plans: dict, configuration: str, fold: int | str) -> "UMambaSegTrainer":
         import torch
 
         from umamba_seg.paths import resolve
+        from umamba_seg.train.mirroring import inference_axes
         from umamba_seg.train.trainer import UMambaSegTrainer
 
         preprocessed = resolve(root).export().preprocessed / plans["dataset_name"]
+        monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))  # a trainer makes its folder at once
         description = json.loads((preprocessed / "dataset.json").read_text())
         plans = copy.deepcopy(plans) | {"continue_training": True}
         trainer = UMambaSegTrainer(plans, configuration, fold, description, torch.device("cpu"))
         trainer.initialize()
+        trainer.inference_allowed_mirroring_axes = inference_axes(trainer.mirroring)  # as when training begins
         trainer.output_folder_base = str(tmp_path / "model")
         trainer.output_folder = str(tmp_path / "model" / f"fold_{fold}")
         trainer.print_to_log_file = lambda *_, **__: None
@@ -114,11 +118,19 @@ def make_trainer(tmp_path):
 
 @pytest.fixture
 def nnunets_validation(monkeypatch):
-    """``nnunets_validation(trainer)``: nnU-Net's own, with threads where it would start processes."""
+    """``nnunets_validation(trainer)``: nnU-Net's own, with threads where it would start processes.
+
+    It sums logits in half precision, which loses the corners of tiles; here in single.
+    """
     import torch
+    from nnunetv2.inference import predict_from_raw_data
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
     threads = torch.get_num_threads()
+    gaussian = functools.partial(predict_from_raw_data.compute_gaussian, dtype=torch.float32)
+    gaussian.cache_clear = lambda: None
+    monkeypatch.setattr(torch, "half", torch.float32)
+    monkeypatch.setattr(predict_from_raw_data, "compute_gaussian", gaussian)
     monkeypatch.setattr(multiprocessing, "get_context", lambda *_: multiprocessing.dummy)
     yield lambda trainer: nnUNetTrainer.perform_actual_validation(trainer, save_probabilities=True)
     torch.set_num_threads(threads)

@@ -77,9 +77,9 @@ def test_two_processes_train_as_one_and_one_goes_on(fold, together):
 @pytest.mark.slow
 def test_two_processes_validate_as_one(trained, fold, together):
     folder = fold.model / "fold_all"
-    shutil.copytree(trained.model, fold.model)
-    (fold.model / "fold_0").rename(folder)
-    shutil.rmtree(folder / "validation")
+    shutil.copytree(trained.model / "fold_0", folder, ignore=shutil.ignore_patterns("validation"))
+    for name in ("plans.json", "dataset.json"):
+        shutil.copy(trained.model / name, fold.model)
     words, prepare = ("-f", "all", "--val", "--deterministic"), {"validate": {}}
     for code, err in together(*words, prepare=(prepare, prepare)):
         assert code == 0, err

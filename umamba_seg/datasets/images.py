@@ -109,14 +109,14 @@ def read_image(path: Path) -> Image:
 
 def _read_nifti(path: Path) -> Image:
     array = nifti.read_volume(path)[None]
-    with _itk_reader(path) as reader:
+    with itk_reader(path) as reader:
         return Image(array, reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection())
 
 
 def _read_itk(path: Path) -> Image:
     import SimpleITK as sitk
 
-    with _itk_reader(path) as reader:
+    with itk_reader(path) as reader:
         _require_scalar(reader, path)
         if path.name.endswith(".mha"):
             _require_whole_mha(reader, path)
@@ -126,7 +126,7 @@ def _read_itk(path: Path) -> Image:
 
 
 @contextlib.contextmanager
-def _itk_reader(path: Path) -> Iterator[sitk.ImageFileReader]:
+def itk_reader(path: Path) -> Iterator[sitk.ImageFileReader]:
     """A reader that has read the header. Its errors become ours; warnings stay off stderr: what matters is checked."""
     import SimpleITK as sitk
 

@@ -103,7 +103,8 @@ def _scored(dataset: PaperDataset, runs: Sequence[Run], splits: Sequence[Split] 
         cases = {len(_held_out(dataset, splits))}
     number = f" {' or '.join(map(str, sorted(cases)))}" if cases else ""
     if dataset.scored == "test":
-        return f"scored: the{number} cases of imagesTs"
+        mirrored = "" if dataset.mirroring else ", predicted without mirroring"
+        return f"scored: the{number} cases of imagesTs{mirrored}"
     return f"scored: the{number} cases that {'it holds' if len(dataset.folds) == 1 else 'they hold'} out"
 
 

@@ -220,7 +220,7 @@ def _verdict(pair: Paired) -> str:
     one = pair.difference
     if one.better is None:
         few = f"they differ in {one.won + one.lost} of {one.cases} cases, too few for a test; " * math.isnan(one.p)
-        scan = "; what the scan adds here is less than the noise" if pair.twins else ""
+        scan = "; what the scan adds here cannot be told from the noise" if pair.twins else ""
         return f"{few}no difference can be told{scan}"
     way = "better" if one.better == one.second else "worse"
     text = f"{way}{' without the scan' if pair.twins else ''} by more than the noise between cases"

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from umamba_seg.datasets import nifti
-from umamba_seg.datasets.images import Image, _itk_reader, ending_of, read_image, require_content
+from umamba_seg.datasets.images import Image, ending_of, itk_reader, read_image, require_content
 from umamba_seg.datasets.releases.release import Content, Item
 from umamba_seg.errors import UserError
 from umamba_seg.log import progress
@@ -181,7 +181,7 @@ def _require_one_grid(items: Sequence[Item]) -> None:
 
 def _grid(path: Path) -> _Grid:
     require_content(path)
-    with _itk_reader(path) as reader:
+    with itk_reader(path) as reader:
         if reader.GetDimension() != 3:
             raise UserError(path, f"has shape {times(reader.GetSize())}, which is no volume", _FETCH)
         return _Grid(reader.GetSize(), reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection())
@@ -256,7 +256,7 @@ def _read_mhd(path: Path) -> Image:
     """Read a MetaImage header and its file of voxels; where that is short, ITK would take what is in memory."""
     import SimpleITK as sitk
 
-    with _itk_reader(path) as reader:
+    with itk_reader(path) as reader:
         voxel = sitk.Image([1, 1, 1], reader.GetPixelID()).GetSizeOfPixelComponent()
         needed = math.prod(reader.GetSize()) * voxel
         held = _bytes_of_mhd(path)
