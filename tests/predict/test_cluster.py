@@ -15,8 +15,8 @@ import pytest
 
 from umamba_seg.errors import CasesFailed, UserError
 from umamba_seg.predict.cluster import Cluster
-from umamba_seg.scheduler import connect, require_cluster
 from umamba_seg.predict.folder import Case, Job
+from umamba_seg.scheduler import connect, require_cluster
 from umamba_seg.train.stopping import StopRequest
 
 pytest.importorskip("distributed")

@@ -39,7 +39,7 @@ WIDE = {
 }
 """Packaged table -> the collected one with the same rows and columns."""
 
-OURS = {"ours_hippocampus", "ours_sunnybrook"}
+OURS = ("ours_hippocampus", "ours_sunnybrook")
 
 
 class Number(NamedTuple):

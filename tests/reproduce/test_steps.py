@@ -88,6 +88,12 @@ def test_a_fold_is_trained_then_gone_on_with_then_validated(small_job):
     assert fold_step(job, 0, machine) is None
 
 
+def test_where_test_cases_are_scored_a_fold_needs_no_validation(small_job):
+    job = small_job(dataset=TEST)
+    touch(job.model / "fold_0" / "checkpoint_final.pth")
+    assert fold_step(job, 0, Machine()) is None
+
+
 @pytest.mark.parametrize(("name", "found"), [("seed", 4), ("epochs", 9)])
 def test_a_fold_that_was_trained_otherwise_is_refused(small_job, name, found):
     job = small_job(training="epochs = 3")

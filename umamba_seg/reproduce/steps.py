@@ -116,7 +116,7 @@ def _named(job: Job) -> list[str]:
 
 
 def fold_step(job: Job, fold: int | str, machine: Machine) -> Step | None:
-    """What a fold lacks, of a training to its validation.
+    """What a fold lacks, of a training to its validation, which only counts where held-out cases are scored.
 
     Raises:
         UserError: It was trained with another seed, or other epochs, than the table's.
@@ -125,7 +125,7 @@ def fold_step(job: Job, fold: int | str, machine: Machine) -> Step | None:
     _require_as_asked(job, folder)
     options, told = ("train", *_named(job), "-f", str(fold)), machine.options(device=True)
     if (folder / FINAL_PTH).is_file():
-        if (folder / "validation" / "summary.json").is_file():
+        if job.dataset.scored == "test" or (folder / "validation" / "summary.json").is_file():
             return None
         return Step(f"validate fold {fold}", (*options, "--val", *told))
     if resumable(folder):
