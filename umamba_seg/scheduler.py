@@ -116,7 +116,7 @@ def _local_cluster(workers: int | None, device: str | None):
         "n_workers": workers,
         "threads_per_worker": max(1, settings.cores() // workers),
         "memory_limit": 0,  # a case says itself when there is too little; dask would kill it at an even share
-        "dashboard_address": None,
+        "dashboard_address": "127.0.0.1:0",  # a free port, as there may be another cluster
         "silence_logs": logging.ERROR,  # that a worker takes its time to end is not worth a word
     }
     return LocalCluster(**options)

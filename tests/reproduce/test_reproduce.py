@@ -131,10 +131,10 @@ def test_a_table_is_run_from_raw_images(reproduced):
     assert {path.name for path in reproduced.output.iterdir()} == {"table.md", "table.csv", "table.html", "table.png"}
     rows = list(csv.DictReader((reproduced.output / "table.csv").read_text().splitlines()))
     ours = {(row["network"], row["column"]): float(row["ours"]) for row in rows if row["ours"]}
-    assert set(ours) == {(name, column) for name in ("umamba_bot", "umamba_bot_noscan") for column in ("dice", "nsd")}
-    metrics = next(reproduced.root.glob("nnUNet_results/*/*umamba_bot_cpu*/reproduced_test/metrics.json"))
+    assert set(ours) == {(name, column) for name in ("umamba_bot", "umamba_bot_noscan") for column in ("Dice", "NSD")}
+    metrics = next(reproduced.root.glob("nnUNet_results/*/*umamba_bot_cpu*/reproduced_test_folds_0/metrics.json"))
     overall = json.loads(metrics.read_text())["overall"]
-    assert ours["umamba_bot", "dice"] == pytest.approx(100 * overall["dice"]["mean"])
+    assert ours["umamba_bot", "Dice"] == pytest.approx(100 * overall["dice"]["mean"], rel=1e-5)  # six figures
     assert "U-Mamba_Bot without the scan" in reproduced.done.out
     plans = [json.loads(path.read_text()) for path in reproduced.root.glob("nnUNet_preprocessed/*/tiny_*.json")]
     assert len({json.dumps(found["configurations"]["3d_fullres"]["topology"]) for found in plans}) == 1
@@ -168,7 +168,7 @@ def test_another_protocol_is_measured_anew_and_shows(reproduced, umamba_seg, tab
 @pytest.mark.slow
 def test_workers_of_dask_do_what_is_missing(reproduced, umamba_seg):
     pytest.importorskip("distributed")
-    [twin] = reproduced.root.glob("nnUNet_results/*/*noscan*/reproduced_test")
+    [twin] = reproduced.root.glob("nnUNet_results/*/*noscan*/reproduced_test_folds_0")
     shutil.rmtree(twin)
     done = umamba_seg(*reproduced.command, "--cluster", "local", "--workers", 1)
     assert done.code == 0, done.err

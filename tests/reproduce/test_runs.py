@@ -76,3 +76,20 @@ def test_a_network_that_the_table_does_not_have(small_table):
 def test_fold_all_cannot_be_exchanged(small_table):
     with pytest.raises(UserError, match="liver is trained on all cases"):
         changed(small_table(dataset='folds = ["all"]\nscored = "test"'), folds=[0])
+
+
+def test_what_the_user_gives_reaches_rows_of_their_own_training(small_table, folders):
+    own = '[[rows]]\nmethod = "S"\nnetwork = "segmamba"\ntraining = { epochs = 9 }'
+    table, _ = changed(small_table(rows=own), epochs=2)
+    assert {job.training.epochs for job in jobs_of(table, folders)} == {2}
+
+
+@pytest.mark.parametrize("option", ["seeds", "folds"])
+def test_the_same_twice_is_refused(small_table, option):
+    with pytest.raises(UserError, match=f"--{option} 0 0: names one twice"):
+        changed(small_table(), **{option: [0, 0]})
+
+
+def test_a_twin_is_not_run_without_the_network_whose_plan_it_takes(small_table):
+    with pytest.raises(UserError, match="umamba_bot_noscan takes patch and batch of umamba_bot"):
+        changed(small_table(), only=["umamba_bot_noscan"], with_noscan=True)

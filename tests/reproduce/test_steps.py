@@ -19,6 +19,7 @@ from umamba_seg.reproduce.steps import (
     measure,
     plan_step,
     predict_step,
+    require_test_cases,
 )
 
 LABELS = {"channel_names": {"0": "MR"}, "labels": {"background": 0, "liver": 1}, "file_ending": ".nii.gz"}
@@ -105,19 +106,35 @@ def test_a_fold_that_was_trained_otherwise_is_refused(small_job, name, found):
 def test_test_cases_are_predicted_once(small_job):
     job = small_job(dataset=TEST)
     touch(job.model / "fold_0" / "checkpoint_final.pth")
+    touch(job.raw / "dataset.json", json.dumps(LABELS))
+    touch(job.raw / "imagesTs" / "a_0000.nii.gz")
     assert predict_step(job, Machine()).command[0] == "predict"
     manifest = touch(job.predictions / "manifest.json", json.dumps({"cases": {"a": {"status": "done"}}}))
     assert predict_step(job, Machine()) is None
+    touch(job.raw / "imagesTs" / "b_0000.nii.gz")
+    assert predict_step(job, Machine()) is not None  # a case was added
     manifest.write_text(json.dumps({"cases": {"a": {"status": "done"}, "b": {"status": "waiting"}}}))
     assert predict_step(job, Machine()) is not None
 
 
 def test_a_model_that_was_trained_again_predicts_again(small_job):
     job = small_job(dataset=TEST)
+    touch(job.raw / "dataset.json", json.dumps(LABELS))
+    touch(job.raw / "imagesTs" / "a_0000.nii.gz")
     manifest = touch(job.predictions / "manifest.json", json.dumps({"cases": {"a": {"status": "done"}}}))
     checkpoint = touch(job.model / "fold_0" / "checkpoint_final.pth")
     os.utime(manifest, ns=(0, checkpoint.stat().st_mtime_ns - 1))
     assert predict_step(job, Machine()) is not None
+
+
+def test_test_cases_without_references_are_named_before_anything_is_trained(small_job):
+    job = small_job(dataset=TEST)
+    touch(job.raw / "dataset.json", json.dumps(LABELS))
+    touch(job.raw / "imagesTs" / "a_0000.nii.gz")
+    with pytest.raises(UserError, match="imagesTs and labelsTs are not of the same cases: a"):
+        require_test_cases(job)
+    touch(job.raw / "labelsTs" / "a.nii.gz")
+    require_test_cases(job)
 
 
 def test_nothing_is_predicted_where_held_out_cases_are_measured(small_job):

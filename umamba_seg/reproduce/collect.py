@@ -25,7 +25,11 @@ from umamba_seg.reproduce.table import Column, PaperTable
 
 
 def collect(
-    table: PaperTable, jobs: Sequence[Job], costs: Mapping[tuple[int, str], Costs], remarks: Sequence[str]
+    table: PaperTable,
+    jobs: Sequence[Job],
+    costs: Mapping[tuple[int, str], Costs],
+    remarks: Sequence[str],
+    failed: Mapping[Job, str] | None = None,
 ) -> Outcome:
     """Read what the jobs of a table have left.
 
@@ -37,6 +41,7 @@ def collect(
         jobs: Of all its rows, data sets and seeds; those without metrics.json are missing.
         costs: (row, data set) -> what the network costs.
         remarks: What differs from the table's file, in sentences.
+        failed: Jobs that failed, and why: what an earlier run has left of them does not count.
 
     Raises:
         UserError: A metrics.json cannot be read, was measured by another protocol than the table's, lacks a metric or
@@ -45,7 +50,8 @@ def collect(
     groups: dict[Place, list[Job]] = defaultdict(list)
     for job in jobs:
         groups[Place(job.row, job.key)].append(job)
-    runs = {place: _runs(group) for place, group in groups.items()}
+    failed = failed or {}
+    runs = {place: _runs([job for job in group if job not in failed]) for place, group in groups.items()}
     cells = {
         (place.row, column.name): _measured(found, column)
         for place, found in runs.items()

@@ -9,11 +9,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import CancelledError
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from umamba_seg.errors import Stopped, UserError
 from umamba_seg.log import logger
@@ -28,6 +31,7 @@ from umamba_seg.reproduce.steps import (
     measure,
     plan_step,
     predict_step,
+    require_test_cases,
 )
 from umamba_seg.scheduler import connect
 from umamba_seg.train.stopping import StopRequest
@@ -37,6 +41,7 @@ if TYPE_CHECKING:
 
 _LOOK_SECONDS = 0.2  # between looks at a run and at the signals
 _ENDED_BY_SIGNAL = (130, 143)
+_one_at_a_time = threading.Lock()  # a worker of several threads has them for torch
 
 
 @dataclass(frozen=True)
@@ -96,6 +101,8 @@ class Workshop:
             for tasks in (self._folds(jobs), self._predictions(jobs)):
                 self._share_out([task for task in tasks if task.job not in self.failures], stop)
             for job in jobs:
+                if stop.signum:
+                    raise Stopped(stop.signum, "the same command")
                 if job not in self.failures and not is_measured(job):
                     logger.info("measuring %s", job)
                     self._attempt(job, lambda job=job: measure(job, self.machine.processes))
@@ -108,9 +115,11 @@ class Workshop:
             self.failures.setdefault(job, str(error))
 
     def _prepare(self, job: Job, source: Path | None, stop: StopRequest) -> None:
-        for step in (convert_step(job, source), plan_step(job, self.machine)):
-            if step is not None:
-                run(step, job.folders, stop)
+        if (step := convert_step(job, source)) is not None:
+            run(step, job.folders, stop)
+        require_test_cases(job)
+        if (step := plan_step(job, self.machine)) is not None:
+            run(step, job.folders, stop)
 
     def _folds(self, jobs: Iterable[Job]) -> list[Task]:
         return [Task(job, fold, self.machine) for job in jobs for fold in job.dataset.folds]
@@ -123,13 +132,28 @@ class Workshop:
             for task in tasks:
                 self._attempt(task.job, lambda task=task: finish(task, stop))
             return
-        with ExitStack() as stack:
-            waiting = [task for task in tasks if self._lacks_something(task)]
-            if waiting:
-                client = stack.enter_context(connect(self.cluster, self.workers, self.machine.device))
-                futures = {client.submit(finish_on_worker, task, pure=False): task for task in waiting}
-                stack.callback(client.cancel, list(futures))
-                self._collect(futures, stop)
+        waiting = deque(task for task in tasks if self._lacks_something(task))
+        if waiting:
+            self._hand_out(self.cluster, waiting, stop)
+
+    def _hand_out(self, where: str, waiting: deque[Task], stop: StopRequest) -> None:
+        """To each worker one task at a time: dask suspects all that a dead worker holds."""
+        from distributed.comm.core import CommClosedError
+
+        futures: dict[Future, Task] = {}
+        try:
+            with ExitStack() as stack:
+                client = stack.enter_context(connect(where, self.workers, self.machine.device))
+                stack.callback(lambda: client.cancel(list(futures)))
+                while waiting or futures:
+                    there: Any = client.nthreads()
+                    while waiting and len(futures) < max(1, len(there)):
+                        task = waiting.popleft()
+                        futures[client.submit(finish_on_worker, task, pure=False)] = task
+                    self._collect(futures, stop)
+        except (CommClosedError, CancelledError):
+            what = "the scheduler is gone, or has dropped the runs"
+            raise UserError(f"--cluster {where}", what, "look at its log; the same command goes on") from None
 
     def _lacks_something(self, task: Task) -> bool:
         found: list[Step | None] = []
@@ -137,16 +161,16 @@ class Workshop:
         return any(found)
 
     def _collect(self, futures: dict[Future, Task], stop: StopRequest) -> None:
+        """Take what is done; nothing if that takes long."""
         from distributed import wait
 
-        while futures:
-            with stop.at_once():
-                try:
-                    wait(list(futures), timeout=5, return_when="FIRST_COMPLETED")
-                except TimeoutError:
-                    continue
-            for future in [future for future in futures if future.done()]:
-                self._attempt(futures[future].job, lambda future=future: _result(future, futures.pop(future)))
+        with stop.at_once():
+            try:
+                wait(list(futures), timeout=5, return_when="FIRST_COMPLETED")
+            except TimeoutError:
+                return
+        for future in [future for future in futures if future.done()]:
+            self._attempt(futures[future].job, lambda future=future: _result(future, futures.pop(future)))
 
 
 def _result(future: Future, task: Task) -> None:
@@ -218,7 +242,8 @@ def finish_on_worker(task: Task) -> None:
         raise UserError(
             task.job.preprocessed, "is not there on this worker", "let all workers share it, under the same path"
         )
-    finish(task, StopRequest(), environment)
+    with _one_at_a_time:
+        finish(task, StopRequest(), environment)
 
 
 def _gpus() -> list[str]:

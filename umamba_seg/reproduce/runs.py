@@ -71,7 +71,8 @@ class Job:
     @property
     def predictions(self) -> Path:
         """Where the test cases are predicted."""
-        return self.model / "reproduced_test"
+        folds = "" if self.dataset.folds == ("all",) else f"_folds_{'_'.join(map(str, self.dataset.folds))}"
+        return self.model / f"reproduced_test{folds}"
 
     @property
     def segmentations(self) -> Path:
@@ -127,7 +128,15 @@ def changed(
     Raises:
         UserError: The table has none of the networks, or nothing to change.
     """
-    remarks = []
+    for option, given in (("--seeds", seeds), ("--folds", folds)):
+        if given is not None and len(set(given)) < len(given):
+            raise UserError(f"{option} {' '.join(map(str, given))}", "names one twice", "name each once")
+    own = {name for name, given in (("seeds", seeds), ("epochs", epochs)) if given is not None}
+    rows = [
+        row.model_copy(update={"training": {name: value for name, value in row.training.items() if name not in own}})
+        for row in table.rows
+    ]
+    table, remarks = table.model_copy(update={"rows": tuple(rows)}), []
     if with_noscan:
         table = table.model_copy(update={"rows": _with_twins(table.rows)})
     if only is not None:
@@ -182,6 +191,10 @@ def _restricted(table: PaperTable, only: Sequence[str]) -> PaperTable:
     if unknown := [name for name in only if name not in there]:
         remedy = f"choose among {', '.join(there) or 'none'}"
         raise UserError(f"--only {' '.join(only)}", f"the table {table.name} does not run {', '.join(unknown)}", remedy)
+    for name in only:
+        if (partner := _partner(table, name)) is not None and partner not in only:
+            what = f"{name} takes patch and batch of {partner}, which is not among them"
+            raise UserError(f"--only {' '.join(only)}", what, f"add {partner}")
     rows = [row if row.network in only else row.model_copy(update={"network": None}) for row in table.rows]
     return table.model_copy(update={"rows": tuple(rows)})
 

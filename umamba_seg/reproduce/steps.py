@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import shlex
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from umamba_seg.datasets.splits import load_splits
+from umamba_seg.datasets.raw import list_images
 from umamba_seg.errors import UserError
 from umamba_seg.evaluate.case import metric_words
 from umamba_seg.evaluate.protocols import choose_protocol
@@ -20,6 +19,7 @@ from umamba_seg.evaluate.results import NAME, evaluate_segmentations, read_case_
 from umamba_seg.files import make_folder, read_json
 from umamba_seg.plan.plans import read_plans
 from umamba_seg.reproduce.runs import Job
+from umamba_seg.text import shorten
 from umamba_seg.train import FINAL_PTH, resumable
 
 _CHECKED = ("seed", "epochs")  # options of a training that a table gives
@@ -96,7 +96,7 @@ def plan_step(job: Job, machine: Machine) -> Step | None:
 def _is_planned(job: Job) -> bool:
     from umamba_seg.preprocess import unprepared
 
-    if not (job.preprocessed / f"{job.plans}.json").is_file():
+    if not job.raw.is_dir() or not (job.preprocessed / f"{job.plans}.json").is_file():
         return False
     plans = read_plans(job.preprocessed, job.plans)
     configuration = job.dataset.configuration
@@ -157,12 +157,34 @@ def predict_step(job: Job, machine: Machine) -> Step | None:
 
 
 def _is_predicted(job: Job) -> bool:
-    manifest = job.predictions / "manifest.json"
-    if not manifest.is_file():
+    manifest, checkpoints = job.predictions / "manifest.json", [folder / FINAL_PTH for folder in job.fold_folders]
+    if not manifest.is_file() or not all(path.is_file() for path in checkpoints):
         return False
-    newest = max((folder / FINAL_PTH).stat().st_mtime_ns for folder in job.fold_folders)
-    states = {case["status"] for case in read_json(manifest)["cases"].values()}
-    return states == {"done"} and manifest.stat().st_mtime_ns >= newest
+    cases = read_json(manifest)["cases"]
+    if set(cases) != _test_cases(job) or {case["status"] for case in cases.values()} != {"done"}:
+        return False
+    return manifest.stat().st_mtime_ns >= max(path.stat().st_mtime_ns for path in checkpoints)
+
+
+def _test_cases(job: Job) -> set[str]:
+    ending = read_json(job.raw / "dataset.json")["file_ending"]
+    return set(list_images(job.raw / "imagesTs", ending)[0])
+
+
+def require_test_cases(job: Job) -> None:
+    """Refuse to train for test cases that cannot be scored.
+
+    Raises:
+        UserError: There are none, or images and references are not of the same cases.
+    """
+    if job.dataset.scored == "validation":
+        return
+    cases = _test_cases(job)
+    ending = read_json(job.raw / "dataset.json")["file_ending"]
+    labelled = {path.name.removesuffix(ending) for path in (job.raw / "labelsTs").glob(f"[!.]*{ending}")}
+    if unlike := sorted(cases ^ labelled):
+        what = f"imagesTs and labelsTs are not of the same cases: {shorten(unlike)}"
+        raise UserError(job.raw, what, "put the test cases of the table there, with their references, and no others")
 
 
 # ----------------------------------------------------------------------------------------------------------- measuring
@@ -176,7 +198,19 @@ def is_measured(job: Job) -> bool:
     rules, found = read_json(file)["protocol"], read_case_metrics(file)
     if rules["name"] != job.dataset.protocol or found.newer_file() is not None:
         return False
+    if any(path.is_file() and path.stat().st_mtime_ns > file.stat().st_mtime_ns for path in _origins(job)):
+        return False
     return job.counts_cells or tuple(rules["metrics"]) == _metrics(job)
+
+
+def _origins(job: Job) -> list[Path]:
+    """What is written last of the segmentations, which for cells and for several folds are copied before they are
+    measured."""
+    if job.dataset.scored == "test":
+        return [job.predictions / "manifest.json"]
+    if len(job.dataset.folds) == 1:
+        return []
+    return [fold / "validation" / "summary.json" for fold in job.fold_folders]
 
 
 def _metrics(job: Job) -> tuple[str, ...]:
@@ -227,18 +261,3 @@ def _count_cells(job: Job) -> None:
 
     separate_folder(job.predictions, job.segmentations, rule=job.dataset.protocol)
     evaluate_instances(job.references, job.segmentations, protocol=job.dataset.protocol)
-
-
-def held_out(job: Job) -> int:
-    """Number of cases that are measured, as far as files tell: 0 where the split is not made yet."""
-    if job.dataset.scored == "test":
-        return len(_visible(job.raw / "labelsTs"))
-    file = job.preprocessed / "splits_final.json"
-    if not file.is_file():
-        return 0
-    splits = load_splits(file)
-    return sum(len(splits[fold]["val"]) for fold in job.dataset.folds if isinstance(fold, int) and fold < len(splits))
-
-
-def _visible(folder: Path) -> Sequence[Path]:
-    return sorted(folder.glob("[!.]*")) if folder.is_dir() else ()

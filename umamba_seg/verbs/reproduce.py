@@ -73,7 +73,7 @@ def reproduce(args: Namespace) -> dict:
     absent = {job.key for job in jobs if not job.raw.is_dir() and job.key not in sources}
     workshop = Workshop(machine, args.cluster, args.workers)
     workshop.work_off([job for job in jobs if job.key not in absent], sources)
-    outcome = collect(table, jobs, costs_of(table, jobs, device), remarks)
+    outcome = collect(table, jobs, costs_of(table, jobs, device), remarks, workshop.failures)
     written = _write(outcome, Path(args.o or f"reproduced/{table.name}"), show=not args.json)
     for key in sorted(absent):
         logger.info("\n%s", way_to(key, table.datasets[key]))
@@ -138,7 +138,9 @@ def add_reproduce(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--with-noscan", action="store_true", help="add each Mamba network without its scan, and the ResEnc U-Net"
     )
-    parser.add_argument("--only", metavar="NETWORK", nargs="+", help="run these networks of the table")
+    parser.add_argument(
+        "--only", metavar="NETWORK", nargs="+", help="run these networks of the table, twins by their own names"
+    )
     parser.add_argument("--seeds", type=not_negative, metavar="N", nargs="+", help="default: the table's")
     parser.add_argument("--folds", type=not_negative, metavar="N", nargs="+", help="default: the table's")
     parser.add_argument("--epochs", type=positive, metavar="N", help="default: the table's, or its recipe's")
