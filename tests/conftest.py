@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 import io
 import json
 import logging
@@ -88,6 +89,18 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def single_precision(monkeypatch) -> None:
+    """nnU-Net sums logits in half precision, which loses the corners of tiles; with this, in single."""
+    import torch
+    from nnunetv2.inference import predict_from_raw_data
+
+    monkeypatch.setattr(torch, "half", torch.float32)
+    gaussian = functools.partial(predict_from_raw_data.compute_gaussian, dtype=torch.float32)
+    gaussian.cache_clear = lambda: None
+    monkeypatch.setattr(predict_from_raw_data, "compute_gaussian", gaussian)
 
 
 @pytest.fixture(scope="session")

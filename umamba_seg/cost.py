@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import psutil
 import torch
@@ -16,15 +17,18 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import umamba_kernels  # noqa: F401  (defines the ops that are counted)
+from umamba_seg.datasets.labels import Labels
+from umamba_seg.files import read_json
 from umamba_seg.log import logger, table
 from umamba_seg.networks import NetworkSpec, Topology, all_networks, find
+from umamba_seg.networks.catalog import BASELINE
 from umamba_seg.plan.memory import on_fake_cpu, training_memory
 from umamba_seg.plan.options import TrainingOptions
+from umamba_seg.plan.plans import input_channels, topology_of
 from umamba_seg.plan.step import Setting, build_network, device_name, measure
 from umamba_seg.plan.topology import topology_for
 from umamba_seg.text import times
 
-_BASELINE = "residual_encoder_unet"
 _PUBLISHED_WIDTH = 32  # nnU-Net's channels of the first stage, which go with the published widths of other networks
 _STANDARD_PATCH = {2: (512, 512), 3: (128, 128, 128)}
 
@@ -144,7 +148,25 @@ def card(spec: NetworkSpec, setting: Setting, device: torch.device) -> dict:
 
 
 def _compared_with(spec: NetworkSpec) -> list[NetworkSpec]:
-    return [find(name) for name in (spec.twin, _BASELINE) if name is not None]
+    return [find(name) for name in (spec.twin, BASELINE) if name is not None]
+
+
+def planned_setting(preprocessed: Path, plans: dict, configuration: str) -> Setting:
+    """What a configuration of plans trains a network on.
+
+    Args:
+        preprocessed: ``nnUNet_preprocessed/DatasetNNN_Name``.
+        plans: Of the data set.
+        configuration: Of the plans.
+    """
+    planned, path = plans["configurations"][configuration], preprocessed / "dataset.json"
+    description = read_json(path)
+    return Setting(
+        topology_of(planned),
+        input_channels(planned, description),
+        Labels.from_json(description, path).num_classes,
+        planned["batch_size"],
+    )
 
 
 def seconds_of(spec: NetworkSpec, setting: Setting, counts: Counts, device: torch.device) -> float | None:

@@ -1,22 +1,10 @@
 """Models with random weights, for what does not depend on what they have learnt."""
 
-import functools
 import json
 from pathlib import Path
 
 import pytest
 import torch
-
-
-@pytest.fixture
-def single_precision(monkeypatch) -> None:
-    """nnU-Net sums logits in half precision, which loses the corners of tiles; with this, in single."""
-    from nnunetv2.inference import predict_from_raw_data
-
-    monkeypatch.setattr(torch, "half", torch.float32)
-    gaussian = functools.partial(predict_from_raw_data.compute_gaussian, dtype=torch.float32)
-    gaussian.cache_clear = lambda: None
-    monkeypatch.setattr(predict_from_raw_data, "compute_gaussian", gaussian)
 
 
 @pytest.fixture

@@ -78,15 +78,23 @@ val_iterations_per_epoch = 1
 """
 
 
+@pytest.fixture(scope="session")
+def quick_recipe(tmp_path_factory) -> Path:
+    """A recipe of two iterations."""
+    file = tmp_path_factory.mktemp("recipe") / "quick.toml"
+    file.write_text(RECIPE)
+    return file
+
+
 @pytest.fixture
-def small_table(tmp_path) -> Callable[..., PaperTable]:
+def small_table(tmp_path, quick_recipe) -> Callable[..., PaperTable]:
     """``small_table(training="seeds = [0, 1]", dataset=..., rows=...)`` is a table of a tiny data set."""
 
     def make(training: str = "", dataset: str = "", rows: str = "") -> PaperTable:
-        recipe = tmp_path / "quick.toml"
-        recipe.write_text(RECIPE)
         file = tmp_path / "small.toml"
-        file.write_text(textwrap.dedent(TEXT).format(recipe=recipe, training=training, dataset=dataset, rows=rows))
+        file.write_text(
+            textwrap.dedent(TEXT).format(recipe=quick_recipe, training=training, dataset=dataset, rows=rows)
+        )
         return read_table(str(file))
 
     return make

@@ -196,7 +196,7 @@ def test_networks_beside_each_other(paper, finish, folders):
 
 def test_html_has_the_same_text_and_the_sources_as_tooltips(paper, outcome):
     found = outcome(paper(PUBLISHED, table=SOURCES), ["plain_conv_unet", "umamba_bot"], COSTS)
-    page = as_html(found)
+    page = as_html(found, as_picture(found))
     cells = [html.unescape(re.sub("<[^>]+>", "", cell)) for cell in re.findall(r"<t[hd].*?</t[hd]>", page)]
     for name in ("liver", "Costs on liver"):
         for row in sheet(as_markdown(found), name).values():

@@ -12,15 +12,6 @@ import pytest
 from umamba_seg.datasets.synthetic import make_dataset
 from umamba_seg.reproduce.table import papers, read_table
 
-RECIPE = """
-source = "made up"
-
-[training]
-epochs = 1
-iterations_per_epoch = 2
-val_iterations_per_epoch = 1
-"""
-
 TABLE = """
 name = "tiny"
 title = "A tiny table"
@@ -54,10 +45,9 @@ published.dice = {{ value = 91.5, sd = 10.0, status = "secondary", source = "us"
 
 
 @pytest.fixture(scope="module")
-def table(tmp_path_factory) -> Path:
+def table(tmp_path_factory, quick_recipe) -> Path:
     folder = tmp_path_factory.mktemp("table")
-    (folder / "quick.toml").write_text(RECIPE)
-    (folder / "tiny.toml").write_text(TABLE.format(recipe=folder / "quick.toml"))
+    (folder / "tiny.toml").write_text(TABLE.format(recipe=quick_recipe))
     return folder / "tiny.toml"
 
 

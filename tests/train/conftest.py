@@ -1,7 +1,6 @@
 """Trainings in processes of their own, to be killed and broken."""
 
 import copy
-import functools
 import json
 import multiprocessing
 import multiprocessing.dummy
@@ -117,20 +116,12 @@ def make_trainer(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def nnunets_validation(monkeypatch):
-    """``nnunets_validation(trainer)``: nnU-Net's own, with threads where it would start processes.
-
-    It sums logits in half precision, which loses the corners of tiles; here in single.
-    """
+def nnunets_validation(monkeypatch, single_precision):
+    """``nnunets_validation(trainer)``: nnU-Net's own, with threads where it would start processes."""
     import torch
-    from nnunetv2.inference import predict_from_raw_data
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
     threads = torch.get_num_threads()
-    gaussian = functools.partial(predict_from_raw_data.compute_gaussian, dtype=torch.float32)
-    gaussian.cache_clear = lambda: None
-    monkeypatch.setattr(torch, "half", torch.float32)
-    monkeypatch.setattr(predict_from_raw_data, "compute_gaussian", gaussian)
     monkeypatch.setattr(multiprocessing, "get_context", lambda *_: multiprocessing.dummy)
     yield lambda trainer: nnUNetTrainer.perform_actual_validation(trainer, save_probabilities=True)
     torch.set_num_threads(threads)

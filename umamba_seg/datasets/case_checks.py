@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from umamba_seg.text import shorten, times
 
 _SAME = 1e-5
 """Relative difference that float32 headers make, and up to which nnU-Net takes two spacings as equal."""
-_NOISE = 1e-3
+NOISE = 1e-3
 """Relative difference of rounded headers: half a voxel at the far end of 512 voxels."""
 
 
@@ -45,7 +46,7 @@ def check_case(case: Case, labels: Labels, channels: int) -> CaseResult:
     values = None
     if case.label and (label := _read(case.label, findings)):
         if images:
-            findings += _compare(images[0], label, case.images[0], case.label, _NOISE)
+            findings += _compare(images[0], label, case.images[0], case.label, NOISE)
         values = _check_label(label, labels, case.label, findings)
     return CaseResult(tuple(findings), _digest(images), values)
 
@@ -117,19 +118,13 @@ def _compare(first: Image, second: Image, first_path: Path, path: Path, spacing_
     if shapes[0] != shapes[1]:
         what = f"has shape {times(shapes[1][::-1])} (x first), but {name} has {times(shapes[0][::-1])}"
         return [Finding("error", str(path), what, "resample one to the grid of the other, or pair the right files")]
-    spacing, extent = np.array(first.spacing), np.multiply(first.spacing, shapes[0][::-1])
-    differences = (
-        ("spacing", " mm", first.spacing, second.spacing, spacing, spacing_noise),
-        ("origin", " mm", first.origin, second.origin, extent.max(), _NOISE),
-        ("direction", "", first.direction, second.direction, 1.0, _NOISE),
-    )
     findings = []
-    for quantity, unit, wanted, found, scale, noise in differences:
-        difference = np.max(np.abs(np.subtract(found, wanted)) / scale)
+    for quantity, wanted, found, difference in deviations(first, second, shapes[0][::-1]):
         if difference <= _SAME:
             continue
-        what = f"has {quantity} {_numbers(found)}{unit}, but {name} has {_numbers(wanted)}{unit}"
-        if difference <= noise:
+        unit = "" if quantity == "direction" else " mm"
+        what = f"has {quantity} {seven_digits(found)}{unit}, but {name} has {seven_digits(wanted)}{unit}"
+        if difference <= (spacing_noise if quantity == "spacing" else NOISE):
             findings.append(Finding("warning", str(path), f"{what} (header noise)", "copy the header of the image"))
         else:
             remedy = f"resample it to {name}, or copy that header if the voxels correspond one to one"
@@ -137,7 +132,37 @@ def _compare(first: Image, second: Image, first_path: Path, path: Path, spacing_
     return findings
 
 
-def _numbers(values: Sequence[float]) -> str:
+class _Geometry(Protocol):
+    """Of an image, or of a header."""
+
+    @property
+    def spacing(self) -> tuple[float, ...]: ...
+    @property
+    def origin(self) -> tuple[float, ...]: ...
+    @property
+    def direction(self) -> tuple[float, ...]: ...
+
+
+def deviations(
+    first: _Geometry, second: _Geometry, size: Sequence[int]
+) -> Iterator[tuple[str, tuple[float, ...], tuple[float, ...], float]]:
+    """Spacing, origin and direction of two grids of one size, and by which share of what they are compared with they
+    differ: of the spacing, of the longest side of the first grid, of a cosine of 1.
+
+    Args:
+        first, second: As SimpleITK gives them.
+        size: Voxels of both, in the order of their spacing.
+
+    Yields:
+        The quantity, its values in both, and the largest relative difference.
+    """
+    scales = {"spacing": np.array(first.spacing), "origin": np.multiply(first.spacing, size).max(), "direction": 1.0}
+    for quantity, scale in scales.items():
+        wanted, found = getattr(first, quantity), getattr(second, quantity)
+        yield quantity, wanted, found, float(np.max(np.abs(np.subtract(found, wanted)) / scale))
+
+
+def seven_digits(values: Sequence[float]) -> str:
     """Seven digits, which is what float32 headers hold; adding 0.0 turns -0.0 into 0."""
     return "(" + ", ".join(f"{value + 0.0:.7g}" for value in values) + ")"
 

@@ -10,6 +10,9 @@ from dataclasses import replace
 
 from umamba_seg.networks.spec import FixedLevels, NetworkSpec, Topology
 
+BASELINE = "residual_encoder_unet"
+"""What every network is compared with: nnU-Net's ResEnc."""
+
 _UMAMBA = "umamba_seg.networks.umamba.UMamba"
 _UMAMBA_PAPER = "Ma, Li, Wang: U-Mamba, arXiv:2401.04722"
 _NNMAMBA = "umamba_seg.networks.nnmamba"

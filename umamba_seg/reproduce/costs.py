@@ -7,14 +7,10 @@ from collections.abc import Sequence
 
 import torch
 
-from umamba_seg.cost import count, fitted, seconds_of
-from umamba_seg.datasets.labels import Labels
-from umamba_seg.files import read_json
+from umamba_seg.cost import count, fitted, planned_setting, seconds_of
 from umamba_seg.log import logger
 from umamba_seg.networks import find
-from umamba_seg.plan.budgets import Budget
-from umamba_seg.plan.options import TrainingOptions
-from umamba_seg.plan.plans import input_channels, read_plans, topology_of
+from umamba_seg.plan.plans import read_plans
 from umamba_seg.plan.recipes import read_recipe
 from umamba_seg.plan.step import Setting
 from umamba_seg.plan.topology import topology_for
@@ -46,15 +42,8 @@ def costs_of(table: PaperTable, jobs: Sequence[Job], device: torch.device) -> di
 
 
 def _planned(job: Job) -> tuple[Setting, str]:
-    configuration = read_plans(job.preprocessed, job.plans)["configurations"][job.dataset.configuration]
-    path = job.preprocessed / "dataset.json"
-    description = read_json(path)
-    setting = Setting(
-        topology_of(configuration),
-        input_channels(configuration, description),
-        Labels.from_json(description, path).num_classes,
-        configuration["batch_size"],
-    )
+    plans = read_plans(job.preprocessed, job.plans)
+    setting = planned_setting(job.preprocessed, plans, job.dataset.configuration)
     return setting, f"patch {times(setting.topology.patch_size)}, batch {setting.batch_size}, as planned"
 
 
@@ -79,13 +68,8 @@ def _costs(network: str, setting: Setting, planned_for: str, device: torch.devic
 
 def iterations_of(training: Training) -> int | None:
     """Of one fold; None where time ends it."""
-    options = options_of(training, budget_of(training))
-    return None if options.epochs is None else options.epochs * options.iterations_per_epoch
-
-
-def options_of(training: Training, budget: Budget) -> TrainingOptions:
-    """How a fold is trained, apart from what the network itself changes."""
-    options = budget.training
+    options = budget_of(training).training
     if training.recipe is not None:
         options = read_recipe(training.recipe).applied(options)
-    return options.overridden(epochs=training.epochs)
+    options = options.overridden(epochs=training.epochs)
+    return None if options.epochs is None else options.epochs * options.iterations_per_epoch

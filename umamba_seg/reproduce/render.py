@@ -68,8 +68,13 @@ def _markdown_table(sheet: Sheet) -> str:
     return "\n".join(f"| {' | '.join(text.replace('|', '&#124;') for text in line)} |" for line in lines)
 
 
-def as_html(outcome: Outcome) -> str:
-    """The same as one HTML file that needs nothing beside it, with the picture and with the sources as tooltips."""
+def as_html(outcome: Outcome, picture: bytes | None) -> str:
+    """The same as one HTML file that needs nothing beside it, with the sources as tooltips.
+
+    Args:
+        outcome: Of the table.
+        picture: What :func:`as_picture` makes of it.
+    """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -79,7 +84,6 @@ def as_html(outcome: Outcome) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    picture = as_picture(outcome)
     return environment.get_template("reproduce.html").render(
         table=outcome.table,
         sheets=[(sheet, _spans(sheet)) for sheet in _sheets(outcome)],

@@ -8,12 +8,11 @@ from pathlib import Path
 
 from umamba_seg.errors import UserError
 from umamba_seg.networks import all_networks, find
+from umamba_seg.networks.catalog import BASELINE
 from umamba_seg.paths import Folders
 from umamba_seg.plan.budgets import Budget, cpu_budget, gpu_budget, vram_budget
 from umamba_seg.reproduce.table import PaperDataset, PaperTable, Row, Training
 from umamba_seg.train import TRAINER_NAME
-
-BASELINE = "residual_encoder_unet"
 
 
 @dataclass(frozen=True)
@@ -211,12 +210,15 @@ def jobs_of(table: PaperTable, folders: Folders, epochs_given: bool = False) -> 
         epochs_given: Whether the number of epochs is the user's own: such models have names of their own.
     """
     jobs: list[Job] = []
-    for key, dataset in table.datasets.items():
-        if table.measured(key):
-            for number, row in enumerate(table.rows):
-                if row.network is not None and dims_of(dataset) in find(row.network).dims:
-                    jobs += _jobs_of_row(table, number, row, key, folders, epochs_given)
-    return sorted(jobs, key=lambda job: (list(table.datasets).index(job.key), job.like is not None))
+    for key in filter(table.measured, table.datasets):
+        found = [
+            job
+            for number, row in enumerate(table.rows)
+            if row.network is not None and dims_of(table.datasets[key]) in find(row.network).dims
+            for job in _jobs_of_row(table, number, row, key, folders, epochs_given)
+        ]
+        jobs += sorted(found, key=lambda job: job.like is not None)
+    return jobs
 
 
 def dims_of(dataset: PaperDataset) -> int:

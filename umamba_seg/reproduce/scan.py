@@ -13,8 +13,8 @@ from umamba_seg.evaluate.compare import Difference, compare_means, holm, require
 from umamba_seg.evaluate.results import CaseMetrics
 from umamba_seg.evaluate.statistics import bootstrap_seeds
 from umamba_seg.networks import find
+from umamba_seg.networks.catalog import BASELINE
 from umamba_seg.reproduce.outcome import Paired, Place, Run, metric_of
-from umamba_seg.reproduce.runs import BASELINE
 from umamba_seg.reproduce.table import PaperTable
 
 _WORDS = {"dice": "Dice", "instance_f1": "F1 of cells"}

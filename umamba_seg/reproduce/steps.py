@@ -107,8 +107,17 @@ def _is_planned(job: Job) -> bool:
 
 def _cases(job: Job) -> list[str]:
     """Of the whole data set."""
-    ending = read_json(job.raw / "dataset.json")["file_ending"]
-    return [path.name.removesuffix(ending) for path in sorted((job.raw / "labelsTr").glob(f"[!.]*{ending}"))]
+    return sorted(_labelled(job, "labelsTr"))
+
+
+def _labelled(job: Job, folder: str) -> set[str]:
+    """The cases of a folder of the raw data set's labels."""
+    ending = _ending(job)
+    return {path.name.removesuffix(ending) for path in (job.raw / folder).glob(f"[!.]*{ending}")}
+
+
+def _ending(job: Job) -> str:
+    return read_json(job.raw / "dataset.json")["file_ending"]
 
 
 def _named(job: Job) -> list[str]:
@@ -167,8 +176,7 @@ def _is_predicted(job: Job) -> bool:
 
 
 def _test_cases(job: Job) -> set[str]:
-    ending = read_json(job.raw / "dataset.json")["file_ending"]
-    return set(list_images(job.raw / "imagesTs", ending)[0])
+    return set(list_images(job.raw / "imagesTs", _ending(job))[0])
 
 
 def require_test_cases(job: Job) -> None:
@@ -179,10 +187,7 @@ def require_test_cases(job: Job) -> None:
     """
     if job.dataset.scored == "validation":
         return
-    cases = _test_cases(job)
-    ending = read_json(job.raw / "dataset.json")["file_ending"]
-    labelled = {path.name.removesuffix(ending) for path in (job.raw / "labelsTs").glob(f"[!.]*{ending}")}
-    if unlike := sorted(cases ^ labelled):
+    if unlike := sorted(_test_cases(job) ^ _labelled(job, "labelsTs")):
         what = f"imagesTs and labelsTs are not of the same cases: {shorten(unlike)}"
         raise UserError(job.raw, what, "put the test cases of the table there, with their references, and no others")
 
@@ -245,8 +250,8 @@ def _gather(job: Job) -> None:
 
     folds = [int(fold) for fold in job.dataset.folds]
     cases = held_out_cases(job.preprocessed / "splits_final.json", folds)
-    ending = read_json(job.raw / "dataset.json")["file_ending"]
-    files = validation_files(Model(job.model, job.plans, job.dataset.configuration), folds, cases, ending)
+    model = Model(job.model, job.plans, job.dataset.configuration)
+    files = validation_files(model, folds, cases, _ending(job))
     if len(folds) == 1:
         return
     make_folder(job.segmentations)

@@ -24,10 +24,8 @@ def section_of(key: str) -> str:
 
 def way_to(key: str, dataset: PaperDataset) -> str:
     """What a user who lacks a data set of a table is told."""
-    convert = " ".join(["umamba-seg convert", *dataset.convert])
-    then = (
-        f"give its folder with --source {key}=FOLDER (it runs `{convert}`)"
-        if dataset.convert
-        else (f"put it into nnUNet_raw/{dataset.dataset}")
-    )
+    then = f"put it into nnUNet_raw/{dataset.dataset}"
+    if dataset.convert:
+        command = " ".join(["umamba-seg convert", *dataset.convert])
+        then = f"give its folder with --source {key}=FOLDER (it runs `{command}`)"
     return f"{dataset.dataset} is not there.\n\n{section_of(dataset.section)}\n\nThen {then}, and run the same command."

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from umamba_seg import paths
 from umamba_seg.errors import UserError
-from umamba_seg.files import read_json
 from umamba_seg.log import logger
 from umamba_seg.verbs.arguments import CONFIGURATIONS, add_common, add_dataset, add_device, device_of, positive
 
@@ -73,25 +72,16 @@ def _patch_setting(args: Namespace, network: NetworkSpec) -> Setting:
 
 
 def _planned_setting(args: Namespace) -> Setting:
-    from umamba_seg.datasets.labels import Labels
-    from umamba_seg.plan.plans import input_channels, read_plans, require_configuration, require_network, topology_of
+    from umamba_seg.plan.plans import read_plans, require_configuration, require_network
 
     folders = paths.resolve(args.root)
     preprocessed = folders.preprocessed / folders.dataset_name(args.d)
     plans = read_plans(preprocessed, args.p)
     require_configuration(plans, args.c)
-    configuration = plans["configurations"][args.c]
-    require_network(configuration, f"-c {args.c}")
-    description = read_json(preprocessed / "dataset.json")
-    labels = Labels.from_json(description, preprocessed / "dataset.json")
-    from umamba_seg.plan.step import Setting
+    require_network(plans["configurations"][args.c], f"-c {args.c}")
+    from umamba_seg.cost import planned_setting
 
-    return Setting(
-        topology_of(configuration),
-        input_channels=input_channels(configuration, description),
-        num_classes=labels.num_classes,
-        batch_size=configuration["batch_size"],
-    )
+    return planned_setting(preprocessed, plans, args.c)
 
 
 def add_networks(verbs: argparse._SubParsersAction) -> None:

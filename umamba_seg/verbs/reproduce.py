@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from umamba_seg import paths
 from umamba_seg.errors import UserError
-from umamba_seg.files import make_folder, write_text
+from umamba_seg.files import draft_of, make_folder, write_text
 from umamba_seg.log import logger
 from umamba_seg.verbs.arguments import (
     add_common,
@@ -42,9 +42,8 @@ def reproduce(args: Namespace) -> dict:
         require_cluster(args.cluster, args.workers)
     elif args.workers:
         raise UserError(f"--workers {args.workers}", "are of a cluster", "add --cluster, or leave it out")
-    as_given = read_table(args.table)
     table, remarks = changed(
-        as_given,
+        read_table(args.table),
         seeds=args.seeds,
         epochs=args.epochs,
         folds=args.folds,
@@ -91,17 +90,17 @@ def reproduce(args: Namespace) -> dict:
 
 
 def _write(outcome: Outcome, folder: Path, *, show: bool) -> list[Path]:
-    from umamba_seg.files import draft_of
     from umamba_seg.reproduce.render import as_csv, as_html, as_markdown, as_picture
 
     make_folder(folder)
-    texts = {"table.md": as_markdown(outcome), "table.csv": as_csv(outcome), "table.html": as_html(outcome)}
+    picture = as_picture(outcome)
+    texts = {"table.md": as_markdown(outcome), "table.csv": as_csv(outcome), "table.html": as_html(outcome, picture)}
     for name, text in texts.items():
         write_text(folder / name, text)
     if show:
         print(texts["table.md"])
     written = [folder / name for name in texts]
-    if (picture := as_picture(outcome)) is not None:
+    if picture is not None:
         with draft_of(folder / "table.png") as part:
             part.write_bytes(picture)
         written.append(folder / "table.png")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from umamba_seg.datasets.releases.release import Content, Release
-from umamba_seg.datasets.releases.volumes import content_of, pair, sort_files
+from umamba_seg.datasets.releases.volumes import find_single_images
 
 _PATTERNS = {
     "test": r"(?:.*[Vv]alid.*/)img/(?P<case>[^/]+)\.nii\.gz",
@@ -16,16 +16,13 @@ _PATTERNS = {
 
 
 def _find(source: Path, options: Mapping[str, str]) -> Content:
-    files, others = sort_files(source, _PATTERNS)
-    training = pair(source, {"image": files["image"]}, files["label"])
-    tests = pair(source, {"image": files["test"]}, {}, needs_labels=False)
     dataset_json = {
         "channel_names": {"0": "CT"},
         "labels": {"background": 0, "airway": 1},
         "name": "AIIB23",
         "reference": "https://codalab.lisn.upsaclay.fr/competitions/13238",
     }
-    return content_of(dataset_json, training, tests, {0: 0, 1: 1}, others)
+    return find_single_images(source, _PATTERNS, dataset_json, {0: 0, 1: 1})
 
 
 RELEASE = Release(

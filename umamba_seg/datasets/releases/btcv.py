@@ -7,7 +7,7 @@ from pathlib import Path
 
 from umamba_seg.datasets.releases.organs import BTCV, SYNAPSE8, labels_entry, translation
 from umamba_seg.datasets.releases.release import Content, Option, Release
-from umamba_seg.datasets.releases.volumes import content_of, pair, sort_files
+from umamba_seg.datasets.releases.volumes import find_single_images
 
 _PATTERNS = {
     "image": r"(?:.*/)?Training/img/img(?P<case>\d{4})\.nii\.gz",
@@ -18,9 +18,6 @@ _PATTERNS = {
 
 def _find(source: Path, options: Mapping[str, str]) -> Content:
     organs = BTCV if options["labels"] == "btcv" else SYNAPSE8
-    files, others = sort_files(source, _PATTERNS)
-    training = pair(source, {"image": files["image"]}, files["label"], prefix="abdomen_")
-    tests = pair(source, {"image": files["test"]}, {}, prefix="abdomen_", needs_labels=False)
     dataset_json = {
         "channel_names": {"0": "CT"},
         "labels": labels_entry(organs),
@@ -28,7 +25,15 @@ def _find(source: Path, options: Mapping[str, str]) -> Content:
         "reference": "https://www.synapse.org/Synapse:syn3193805",
     }
     dataset = (91, "Synapse8") if organs is SYNAPSE8 else None
-    return content_of(dataset_json, training, tests, translation(BTCV, organs), others, dataset)
+    return find_single_images(
+        source,
+        _PATTERNS,
+        dataset_json,
+        translation(BTCV, organs),
+        prefix="abdomen_",
+        test_prefix="abdomen_",
+        dataset=dataset,
+    )
 
 
 RELEASE = Release(

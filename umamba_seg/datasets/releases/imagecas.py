@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from umamba_seg.datasets.releases.release import Content, Release
-from umamba_seg.datasets.releases.volumes import content_of, pair, sort_files
+from umamba_seg.datasets.releases.volumes import find_single_images
 
 _PATTERNS = {
     "image": r"(?:.*/)?(?P<case>\d+)\.img\.nii\.gz",
@@ -15,15 +15,13 @@ _PATTERNS = {
 
 
 def _find(source: Path, options: Mapping[str, str]) -> Content:
-    files, others = sort_files(source, _PATTERNS)
-    training = pair(source, {"image": files["image"]}, files["label"], prefix="imagecas_")
     dataset_json = {
         "channel_names": {"0": "CT"},
         "labels": {"background": 0, "coronary artery": 1},
         "name": "ImageCAS",
         "reference": "https://www.kaggle.com/datasets/xiaoweixumedicalai/imagecas",
     }
-    return content_of(dataset_json, training, [], {0: 0, 1: 1}, others)
+    return find_single_images(source, _PATTERNS, dataset_json, {0: 0, 1: 1}, prefix="imagecas_")
 
 
 RELEASE = Release(

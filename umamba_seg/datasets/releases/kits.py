@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from umamba_seg.datasets.releases.release import Content, Release
-from umamba_seg.datasets.releases.volumes import content_of, pair, sort_files
+from umamba_seg.datasets.releases.volumes import find_single_images
 
 _PATTERNS = {
     "image": r"(?:.*/)?(?P<case>case_\d{5})/imaging\.nii\.gz",
@@ -15,8 +15,6 @@ _PATTERNS = {
 
 
 def _find(source: Path, options: Mapping[str, str]) -> Content:
-    files, others = sort_files(source, _PATTERNS)
-    training = pair(source, {"image": files["image"]}, files["label"])
     dataset_json = {
         "channel_names": {"0": "CT"},
         "labels": {"background": 0, "kidney": [1, 2, 3], "masses": [2, 3], "tumor": 2},
@@ -24,7 +22,7 @@ def _find(source: Path, options: Mapping[str, str]) -> Content:
         "name": "KiTS23",
         "reference": "https://kits-challenge.org/kits23",
     }
-    return content_of(dataset_json, training, [], {value: value for value in range(4)}, others)
+    return find_single_images(source, _PATTERNS, dataset_json, {value: value for value in range(4)})
 
 
 RELEASE = Release(

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from umamba_seg.datasets.releases.release import Content, Release
-from umamba_seg.datasets.releases.volumes import content_of, pair, sort_files
+from umamba_seg.datasets.releases.volumes import find_single_images
 
 _PATTERNS = {
     "image": r"(?:.*/)?volume-(?P<case>\d+)\.nii(?:\.gz)?",
@@ -16,9 +16,6 @@ _PATTERNS = {
 
 
 def _find(source: Path, options: Mapping[str, str]) -> Content:
-    files, others = sort_files(source, _PATTERNS)
-    training = pair(source, {"image": files["image"]}, files["label"], prefix="lits_")
-    tests = pair(source, {"image": files["test"]}, {}, prefix="lits_test_", needs_labels=False)
     dataset_json = {
         "channel_names": {"0": "CT"},
         "labels": {"background": 0, "liver": 1, "tumour": 2},
@@ -26,7 +23,9 @@ def _find(source: Path, options: Mapping[str, str]) -> Content:
         "reference": "https://competitions.codalab.org/competitions/17094",
         "licence": "CC BY-NC-ND 4.0 (from memory)",
     }
-    return content_of(dataset_json, training, tests, {0: 0, 1: 1, 2: 2}, others)
+    return find_single_images(
+        source, _PATTERNS, dataset_json, {0: 0, 1: 1, 2: 2}, prefix="lits_", test_prefix="lits_test_"
+    )
 
 
 RELEASE = Release(

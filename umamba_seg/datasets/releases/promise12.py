@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from umamba_seg.datasets.releases.release import Content, Release
-from umamba_seg.datasets.releases.volumes import content_of, pair, sort_files
+from umamba_seg.datasets.releases.volumes import find_single_images
 
 _NOT_TEST = r"(?:(?!.*[Tt]est).*/)?"
 _PATTERNS = {  # training and test cases have the same names; those of the live challenge are left out
@@ -17,9 +17,6 @@ _PATTERNS = {  # training and test cases have the same names; those of the live 
 
 
 def _find(source: Path, options: Mapping[str, str]) -> Content:
-    files, others = sort_files(source, _PATTERNS)
-    training = pair(source, {"image": files["image"]}, files["label"])
-    tests = pair(source, {"image": files["test"]}, {}, prefix="Test", needs_labels=False)
     dataset_json = {
         "channel_names": {"0": "T2"},
         "labels": {"background": 0, "prostate": 1},
@@ -27,7 +24,7 @@ def _find(source: Path, options: Mapping[str, str]) -> Content:
         "reference": "https://promise12.grand-challenge.org",
         "release": "https://zenodo.org/records/8026660",
     }
-    return content_of(dataset_json, training, tests, {0: 0, 1: 1}, others)
+    return find_single_images(source, _PATTERNS, dataset_json, {0: 0, 1: 1}, test_prefix="Test")
 
 
 RELEASE = Release(

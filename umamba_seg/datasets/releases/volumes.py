@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from umamba_seg.datasets import nifti
+from umamba_seg.datasets.case_checks import NOISE, deviations, seven_digits
 from umamba_seg.datasets.images import Image, ending_of, itk_reader, read_image, require_content
 from umamba_seg.datasets.releases.release import Content, Item
 from umamba_seg.errors import UserError
@@ -25,8 +26,6 @@ from umamba_seg.text import shorten, times
 
 _ENDING = ".nii.gz"
 _VOLUMES = (_ENDING, ".nii", ".mhd")
-_NOISE = 1e-3
-"""Relative difference of rounded headers, up to which a check of the data set takes two grids as one."""
 _FETCH = "get the file again, or leave the case out"
 
 
@@ -102,6 +101,32 @@ def pair(
     return sorted(items, key=lambda item: item.identifier)
 
 
+def find_single_images(
+    source: Path,
+    patterns: Mapping[str, str],
+    dataset_json: dict[str, Any],
+    values: Mapping[int, int],
+    *,
+    prefix: str = "",
+    test_prefix: str = "",
+    dataset: tuple[int, str] | None = None,
+) -> Content:
+    """The content of a release whose cases are one image each, with a label, and maybe tests without.
+
+    Args:
+        source, patterns: As of :func:`sort_files`; the parts are "image", "label" and, where there are tests, "test".
+        dataset_json, values, dataset: As of :func:`content_of`.
+        prefix, test_prefix: As of :func:`pair`.
+
+    Raises:
+        UserError: As these.
+    """
+    files, others = sort_files(source, patterns)
+    training = pair(source, {"image": files["image"]}, files["label"], prefix=prefix)
+    tests = pair(source, {"image": files.get("test", {})}, {}, prefix=test_prefix, needs_labels=False)
+    return content_of(dataset_json, training, tests, values, others, dataset)
+
+
 def content_of(
     dataset_json: dict[str, Any],
     training: Sequence[Item],
@@ -150,16 +175,10 @@ class _Grid:
         """How ``other`` is told from this grid, which is that of the file ``name``."""
         if self.size != other.size:
             return f"has shape {times(other.size)}, but {name} has {times(self.size)}"
-        extent = np.multiply(self.spacing, self.size).max()
-        for quantity, scale in (("spacing", np.array(self.spacing)), ("origin", extent), ("direction", 1.0)):
-            mine, theirs = getattr(self, quantity), getattr(other, quantity)
-            if np.max(np.abs(np.subtract(mine, theirs)) / scale) > _NOISE:
-                return f"has {quantity} ({_numbers(theirs)}), but {name} has ({_numbers(mine)})"
+        for quantity, mine, theirs, difference in deviations(self, other, self.size):
+            if difference > NOISE:
+                return f"has {quantity} {seven_digits(theirs)}, but {name} has {seven_digits(mine)}"
         return None
-
-
-def _numbers(values: Sequence[float]) -> str:
-    return ", ".join(f"{value + 0.0:.7g}" for value in values)
 
 
 def _require_one_grid(items: Sequence[Item]) -> None:
