@@ -60,7 +60,7 @@ def labels(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def expected(trained, images, umamba_seg, tmp_path) -> dict[str, bytes]:
-    words = ("-i", images, "-m", trained.model, "-device", "cpu", "--disable_tta")
+    words = ("-i", images, "-m", trained.model, "-f", 0, "-device", "cpu", "--disable_tta")
     umamba_seg("predict", *words, "-o", tmp_path / "expected").succeeded()
     return labels(tmp_path / "expected")
 
@@ -98,7 +98,7 @@ def manifest(output: Path) -> dict[str, dict]:
 
 @pytest.mark.slow
 def test_a_cluster_of_this_machine(trained, images, expected, umamba_seg, tmp_path):
-    words = ("-i", images, "-m", trained.model, "-device", "cpu", "--disable_tta", "--json")
+    words = ("-i", images, "-m", trained.model, "-f", 0, "-device", "cpu", "--disable_tta", "--json")
     (images / "broken_0000.nii.gz").write_bytes(b"no image")
     done = umamba_seg("predict", *words, "-o", tmp_path / "out", "--cluster", "local", "--workers", 2)
     assert done.code == 3
@@ -136,7 +136,7 @@ def test_a_cluster_of_slurm_jobs(trained, images, expected, umamba_seg, tmp_path
     import dask
     import dask_jobqueue  # noqa: F401  (it adds its defaults to dask's configuration)
 
-    words = ("-i", images, "-m", trained.model, "-device", "cpu", "--disable_tta", "--json")
+    words = ("-i", images, "-m", trained.model, "-f", 0, "-device", "cpu", "--disable_tta", "--json")
     defaults = dask.config.get("jobqueue.slurm")
     with dask.config.set({"jobqueue.mine": {**defaults, **SETTINGS["jobqueue.mine"]}}):
         done = umamba_seg("predict", *words, "-o", tmp_path / "out", "--cluster", "slurm:mine", "--workers", 1)
