@@ -7,6 +7,8 @@ import io
 import json
 import logging
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -136,6 +138,25 @@ class Outcome(NamedTuple):
         """Itself, when the command ended well."""
         assert self.code == 0, self.err
         return self
+
+
+@pytest.fixture
+def held_by_another_process() -> Callable[[Path], contextlib.AbstractContextManager[int]]:
+    """``with held_by_another_process(file) as process:`` has another process hold the lock of a file."""
+
+    @contextlib.contextmanager
+    def hold(file: Path) -> Iterator[int]:
+        script = (
+            "import sys; from pathlib import Path; from umamba_seg.locks import only_one\n"
+            "with only_one(Path(sys.argv[1]), 'testing'): print('held', flush=True); sys.stdin.read()"
+        )
+        command = [sys.executable, "-c", script, str(file)]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout.readline() == "held\n"
+            yield process.pid
+            process.stdin.close()
+
+    return hold
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from pathlib import Path
 from umamba_seg.datasets.raw import RawDataset
 from umamba_seg.errors import UserError
 from umamba_seg.files import read_json, write_json
+from umamba_seg.locks import only_one
 from umamba_seg.log import interactive, logger, quiet
 from umamba_seg.plan.safety import inherited
 from umamba_seg.text import shorten
@@ -20,7 +21,7 @@ from umamba_seg.text import shorten
 _CASE_FILES = (".b2nd", "_seg.b2nd", ".pkl")  # what nnU-Net writes for a case
 
 
-def _stamp(dataset: RawDataset) -> dict[str, list[int]]:
+def _raw_files(dataset: RawDataset) -> dict[str, list[int]]:
     """Size and modification time of every raw file."""
     files = [path for case in dataset.cases for path in (*case.images, case.label) if path is not None]
     return {str(path): [path.stat().st_size, path.stat().st_mtime_ns] for path in files}
@@ -35,24 +36,27 @@ def preprocess(dataset: RawDataset, plans: dict, configurations: list[str], prep
         configurations: Names in the plans.
         preprocessed: ``nnUNet_preprocessed/DatasetNNN_Name``; nnU-Net's folders must have been exported.
         processes: Worker processes.
+
+    Raises:
+        UserError: Another process preprocesses the same.
     """
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    stamp = _stamp(dataset)
     manager = PlansManager(plans)
     for name in configurations:
         configuration = manager.get_configuration(name)
-        stamp_file = preprocessed / f"{configuration.data_identifier}.stamp"
-        data = preprocessed / configuration.data_identifier
-        if data.is_dir() and stamp_file.is_file() and read_json(stamp_file) == stamp:
-            logger.info("%s: preprocessed data is there already (%s)", name, configuration.data_identifier)
-            continue
-        stamp_file.unlink(missing_ok=True)
-        with quiet():
-            preprocessor = configuration.preprocessor_class(verbose=False)
-            preprocessor.show_progress_bar = interactive()
-            preprocessor.run(preprocessed.name, name, plans["plans_name"], processes)
-        write_json(stamp_file, stamp)
+        data, stamp = configuration.data_identifier, stamp_of(preprocessed, plans, name)
+        with only_one(preprocessed / f".{data}.lock", "preprocessing this data set"):
+            if is_preprocessed(dataset, plans, name, preprocessed):
+                logger.info("%s: preprocessed data is there already (%s)", name, data)
+                continue
+            stamp.unlink(missing_ok=True)
+            raw_files = _raw_files(dataset)
+            with quiet():
+                preprocessor = configuration.preprocessor_class(verbose=False)
+                preprocessor.show_progress_bar = interactive()
+                preprocessor.run(preprocessed.name, name, plans["plans_name"], processes)
+            write_json(stamp, raw_files)
 
     references = preprocessed / "gt_segmentations"
     references.mkdir(exist_ok=True)
@@ -61,14 +65,39 @@ def preprocess(dataset: RawDataset, plans: dict, configurations: list[str], prep
             shutil.copy2(case.label, references / f"{case.identifier}{dataset.file_ending}")
 
 
+def stamp_of(preprocessed: Path, plans: dict, configuration: str) -> Path:
+    """The file that lists what a configuration's data was made from, and is written last.
+
+    Raises:
+        UserError: The plans do not hold the configuration.
+    """
+    return preprocessed / f"{_identifier(plans, configuration)}.stamp"
+
+
+def _identifier(plans: dict, configuration: str) -> str:
+    where = f"plans {plans['plans_name']}, {configuration}"
+    return inherited(plans["configurations"], configuration, where)["data_identifier"]
+
+
+def is_preprocessed(dataset: RawDataset, plans: dict, configuration: str, preprocessed: Path) -> bool:
+    """Whether the data of all cases is there, made from the raw files as they are now.
+
+    Raises:
+        UserError: The plans do not hold the configuration.
+    """
+    stamp = stamp_of(preprocessed, plans, configuration)
+    if not stamp.is_file() or read_json(stamp) != _raw_files(dataset):
+        return False
+    return not unprepared(preprocessed, plans, configuration, [case.identifier for case in dataset.cases])
+
+
 def unprepared(preprocessed: Path, plans: dict, configuration: str, cases: Iterable[str]) -> list[str]:
     """The cases of which a configuration has no preprocessed data.
 
     Raises:
         UserError: The plans do not hold the configuration.
     """
-    planned = inherited(plans["configurations"], configuration, f"plans {plans['plans_name']}, {configuration}")
-    folder = preprocessed / planned["data_identifier"]
+    folder = preprocessed / _identifier(plans, configuration)
     return [case for case in cases if not all((folder / f"{case}{end}").is_file() for end in _CASE_FILES)]
 
 

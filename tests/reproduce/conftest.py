@@ -136,7 +136,7 @@ def paper() -> Callable[..., PaperTable]:
         content = {
             "name": "made",
             "title": "A made-up table",
-            "training": {"budget": "cpu", "seeds": seeds},
+            "training": {"budget": "cpu", "epochs": 6, "seeds": seeds},
             "datasets": {"liver": liver | (dataset or {})},
             "columns": columns,
             "rows": [

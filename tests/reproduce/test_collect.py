@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -92,8 +93,20 @@ def test_one_seed_or_case_has_no_interval_over_seeds():
 def test_what_was_not_run_is_missing(paper, collected):
     outcome = collected(paper(BOT, seeds=(0, 1)), {})
     assert outcome.cells == {}
-    assert outcome.missing == {(0, "liver"): "not run yet"}
+    assert outcome.missing == {(0, "liver"): ("not run", "not run yet")}
     assert "liver: there is no splits_final.json; the table fixes no split" in outcome.footer
+
+
+def test_what_failed_is_no_number_and_says_why(paper, finish, folders):
+    table = paper(BOT, seeds=(0, 1))
+    jobs = jobs_of(table, folders)
+    failed = {jobs[1]: "fold_0: memory ran out"}
+    assert collect(table, jobs, {}, [], failed).missing == {(0, "liver"): ("failed", "fold_0: memory ran out")}
+    finish(jobs[0], dice=DICE, hd95=HD95)
+    outcome = collect(table, jobs, {}, [], failed)
+    assert outcome.missing == {}
+    assert f"FAILED: {jobs[1]}: fold_0: memory ran out" in outcome.footer
+    assert not any("not run yet" in line for line in outcome.footer)
 
 
 def test_a_seed_that_is_missing_is_named(paper, collected):
@@ -227,6 +240,23 @@ def test_another_split_shows(paper, finish, folders):
     assert "liver: 1 case not scored (t_2) of umamba_bot with seed 0" in lines
 
 
+def test_data_that_was_changed_after_the_training_shows(paper, finish, folders, monkeypatch):
+    table = paper(BOT)
+    (job,) = jobs_of(table, folders)
+    finish(job, dice=DICE, hd95=HD95)
+    plans = {"plans_name": job.plans, "configurations": {"3d_fullres": {"data_identifier": "1mm"}}}
+    (job.preprocessed / f"{job.plans}.json").touch()
+    monkeypatch.setattr("umamba_seg.reproduce.footer.read_plans", lambda *_: plans)
+    stamp = job.preprocessed / "1mm.stamp"
+    stamp.touch()
+    begun = stamp.stat().st_mtime_ns
+    for after, shows in ((1, False), (-1, True)):
+        os.utime(job.fold_folders[0] / "run.json", ns=(begun + after, begun + after))
+        lines = [line for line in collect(table, [job], {}, []).footer if "NOT the data of the training" in line]
+        assert bool(lines) == shows
+    assert lines[0].endswith("preprocessed anew after that of umamba_bot with seed 0")
+
+
 def test_training_on_all_cases_shows(paper, collected):
     lines = collected(paper(BOT, dataset={"folds": ["all"], "scored": "test"}), NUMBERS).footer
     assert (
@@ -257,7 +287,7 @@ def test_a_training_that_is_not_the_tables_shows(paper, finish, folders):
         {"A": "umamba_bot", "B": "umamba_enc"}, table={"training": {"budget": "cpu", "epochs": 6, "recipe": "umamba"}}
     )
     jobs = jobs_of(table, folders)
-    finish(jobs[0], dice=DICE, hd95=HD95, options={"recipe": "umamba"})
+    finish(jobs[0], dice=DICE, hd95=HD95, options={"recipe": "umamba", "iterations_per_epoch": 250})
     path = finish(jobs[1], dice=DICE, hd95=HD95, options={"epochs": 9}).parents[1] / "run.json"
     manifest = read_json(path)
     manifest["starts"][0]["overrides"]["initial_lr"] = {"planned": 0.01, "run": 0.1}
@@ -271,7 +301,7 @@ def test_a_training_that_is_not_the_tables_shows(paper, finish, folders):
     assert "NOT" not in trainings["training of A"]
     assert trainings["training of B"].endswith(
         "; 9 epochs of 50 iterations (run.json); NOT the table's recipe: run.json has none; NOT the table's 6 epochs; "
-        "initial_lr 0.1 instead of the plan's 0.01"
+        "NOT the table's 250 iterations in each; initial_lr 0.1 instead of the plan's 0.01"
     )
     assert [line for line in lines if line.startswith("trained on")] == [
         "trained on a CPU, 2 threads; umamba_seg 0.1, torch 2.9",

@@ -4,12 +4,14 @@ import signal
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
 from umamba_seg.errors import Stopped, UserError
 from umamba_seg.reproduce import execute
-from umamba_seg.reproduce.execute import Task, Workshop, finish, run
+from umamba_seg.reproduce.execute import Task, Workshop, finish, finish_on_worker, run
+from umamba_seg.reproduce.runs import jobs_of
 from umamba_seg.reproduce.steps import Machine, Step
 from umamba_seg.train.stopping import StopRequest
 
@@ -73,8 +75,6 @@ def test_a_command_that_leaves_nothing_is_not_run_for_ever(monkeypatch, small_jo
 
 
 def test_what_fails_does_not_stop_the_others(monkeypatch, small_table, folders):
-    from umamba_seg.reproduce.runs import jobs_of
-
     jobs = jobs_of(small_table(training="seeds = [0, 1]"), folders)
     trained = []
 
@@ -94,6 +94,36 @@ def test_what_fails_does_not_stop_the_others(monkeypatch, small_table, folders):
     assert [job.seed for job in workshop.failures] == [0]
     assert "broke" in workshop.failures[jobs[0]]
     assert len(trained) == 1
+
+
+def test_a_data_set_is_converted_once_whatever_comes_of_it(monkeypatch, small_table, folders, tmp_path):
+    jobs = jobs_of(small_table(training="seeds = [0, 1]", dataset='convert = ["msd"]'), folders)
+    ran = []
+
+    def fail(step, *_):
+        ran.append(step.what)
+        raise UserError("convert", "a label is missing", "mend it")
+
+    monkeypatch.setattr(execute, "run", fail)
+    workshop = Workshop(Machine())
+    workshop.work_off(jobs, {"liver": tmp_path})
+    assert ran == ["convert"]
+    assert set(workshop.failures) == set(jobs)
+
+
+def test_a_worker_that_is_told_to_end_fails_its_run_alone(monkeypatch, small_job):
+    distributed = pytest.importorskip("distributed")
+
+    def stopped(*_):
+        raise Stopped(signal.SIGTERM, "the same command")
+
+    job = small_job()
+    job.preprocessed.mkdir(parents=True)
+    worker = SimpleNamespace(state=SimpleNamespace(nthreads=1), name="one", address="tcp://elsewhere:1")
+    monkeypatch.setattr(distributed, "get_worker", lambda: worker)
+    monkeypatch.setattr(execute, "finish", stopped)
+    with pytest.raises(UserError, match="was ended by signal 15 on tcp://elsewhere:1; the same command goes on"):
+        finish_on_worker(Task(job, 0, Machine("cpu")))
 
 
 def _step(task: Task) -> Step:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -94,6 +95,15 @@ def test_a_dry_run_prints_commands_and_runs_none(table, umamba_seg, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["release"]
 
 
+def test_a_dry_run_says_what_cannot_be_run(table, umamba_seg, tmp_path):
+    (tmp_path / "nnUNet_raw" / "Dataset901_Tiny" / "imagesTs").mkdir(parents=True)
+    (tmp_path / "nnUNet_raw" / "Dataset901_Tiny" / "dataset.json").write_text('{"file_ending": ".nii.gz"}')
+    (tmp_path / "nnUNet_raw" / "Dataset901_Tiny" / "imagesTs" / "a_0000.nii.gz").touch()
+    done = umamba_seg("reproduce", table, "--root", tmp_path, "-device", "cpu", "--dry-run").succeeded()
+    assert "cannot be run:\numamba_bot, seed 0: " in done.out
+    assert "imagesTs and labelsTs are not of the same cases: a" in done.out
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -153,6 +163,19 @@ def test_another_protocol_is_measured_anew_and_shows(reproduced, umamba_seg, tab
     assert "umamba-seg train" not in done.err
     again = umamba_seg(*reproduced.command).succeeded()
     assert without_times(again.out) == without_times(reproduced.done.out)
+
+
+@pytest.mark.slow
+def test_images_that_were_changed_are_preprocessed_anew(reproduced, umamba_seg):
+    image = next(reproduced.root.glob("nnUNet_raw/*/imagesTr/*.nii.gz"))
+    before = image.stat()
+    assert umamba_seg(*reproduced.command, "--dry-run", "--json").succeeded().result["commands"] == []
+    os.utime(image, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    try:
+        dry = umamba_seg(*reproduced.command, "--dry-run", "--json").succeeded()
+    finally:
+        os.utime(image, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert {command.split()[1] for command in dry.result["commands"]} == {"plan_and_preprocess"}
 
 
 @pytest.mark.slow

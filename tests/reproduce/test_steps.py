@@ -85,8 +85,10 @@ def test_a_fold_is_trained_then_gone_on_with_then_validated(small_job):
     assert "--c" in fold_step(job, 0, machine).command
     touch(folder / "checkpoint_final.pth")
     assert "--val" in fold_step(job, 0, machine).command
-    touch(folder / "validation" / "summary.json")
+    summary = touch(folder / "validation" / "summary.json")
     assert fold_step(job, 0, machine) is None
+    os.utime(summary, ns=(0, (folder / "checkpoint_final.pth").stat().st_mtime_ns - 1))  # trained again since
+    assert "--val" in fold_step(job, 0, machine).command
 
 
 def test_where_test_cases_are_scored_a_fold_needs_no_validation(small_job):
@@ -95,10 +97,14 @@ def test_where_test_cases_are_scored_a_fold_needs_no_validation(small_job):
     assert fold_step(job, 0, Machine()) is None
 
 
-@pytest.mark.parametrize(("name", "found"), [("seed", 4), ("epochs", 9)])
-def test_a_fold_that_was_trained_otherwise_is_refused(small_job, name, found):
-    job = small_job(training="epochs = 3")
-    touch(job.model / "fold_0" / "run.json", json.dumps({"training": {"seed": 0, "epochs": 3} | {name: found}}))
+@pytest.mark.parametrize(("name", "found"), [("seed", 4), ("epochs", 9), ("iterations_per_epoch", 1)])
+@pytest.mark.parametrize("training", ["", "epochs = 3"])
+def test_a_fold_that_was_trained_otherwise_is_refused(small_job, training, name, found):
+    job = small_job(training=training)  # its recipe has 1 epoch of 2 iterations
+    asked = {"seed": 0, "epochs": 3 if training else 1, "iterations_per_epoch": 2}
+    run = touch(job.model / "fold_0" / "run.json", json.dumps({"training": asked}))
+    assert fold_step(job, 0, Machine()) is not None
+    run.write_text(json.dumps({"training": asked | {name: found}}))
     with pytest.raises(UserError, match=f"was trained with {name} {found}, and the table asks for"):
         fold_step(job, 0, Machine())
 

@@ -4,11 +4,9 @@ import json
 import math
 import multiprocessing
 import multiprocessing.pool
-import os
 import pickle
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -156,7 +154,7 @@ def test_best_model_and_its_files(world):
     assert summary["metric_per_case"][0]["prediction_file"] == str(merged / "case_0.nii.gz")
     assert (good / "crossval_results_folds_0_1" / "postprocessing.json").is_file()
     assert json.loads((world.results / "inference_information.json").read_text()) == json.loads(json.dumps(found))
-    assert not list(world.results.rglob(".*"))
+    assert [path.name for path in world.results.rglob(".*")] == [".find_best.lock"]
 
 
 def test_ensemble_is_nnunets_and_wins(world, nnunet_in_this_process):
@@ -367,26 +365,23 @@ def test_what_a_killed_run_has_left_is_removed(world):
     for draft in drafts:
         draft.mkdir()
         (draft / "case_0.nii.gz").touch()
-    (world.results / f".find_best.{gone}@{socket.gethostname()}").touch()
     world.find()
-    assert not list(world.results.rglob(".*"))
+    assert [path.name for path in world.results.rglob(".*")] == [".find_best.lock"]
 
 
-@pytest.mark.parametrize("here", [True, False])
-def test_two_runs_do_not_work_on_the_same_results(world, here):
+def test_two_runs_do_not_work_on_the_same_results(world, held_by_another_process):
     model = world.model("a", 0.1)
     draft = model / ".crossval_results_folds_0_1.1"
     draft.mkdir()
-    host = socket.gethostname() if here else "elsewhere"
-    process = os.getppid() if here else killed_run()
-    claim = world.results / f".find_best.{process}@{host}"
-    claim.touch()
-    message = f"another find_best is at work there: process {process} on {host}; wait for its end; if there is no such"
-    with pytest.raises(UserError, match=message):
+    lock = world.results / ".find_best.lock"
+    with (
+        held_by_another_process(lock) as process,
+        pytest.raises(UserError, match=f"process {process} on .* is comparing these models; wait for its end"),
+    ):
         world.find()
-    assert sorted(world.results.rglob(".*")) == sorted([draft, claim])  # the other's are not touched
-    claim.unlink()
+    assert sorted(world.results.rglob(".*")) == sorted([draft, lock])  # the other's are not touched
     world.find()
+    assert not draft.exists()
 
 
 def test_postprocessing_of_other_models_stays_while_their_segmentations_do(world):

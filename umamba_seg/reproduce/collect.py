@@ -18,7 +18,7 @@ from umamba_seg.evaluate.statistics import seed_means
 from umamba_seg.files import read_json
 from umamba_seg.reproduce import scan
 from umamba_seg.reproduce.footer import footer, options_of
-from umamba_seg.reproduce.outcome import Costs, Measured, Outcome, Place, Run, metric_of
+from umamba_seg.reproduce.outcome import Costs, Measured, Missing, Outcome, Place, Run, metric_of
 from umamba_seg.reproduce.runs import Job
 from umamba_seg.reproduce.splits import split_hash
 from umamba_seg.reproduce.table import Column, PaperTable
@@ -64,13 +64,18 @@ def collect(
         table=table,
         cells=cells,
         costs={Place(*place): found for place, found in costs.items()},
-        missing={place: "not run yet" for place, found in runs.items() if not found},
+        missing={place: _missing(groups[place], failed) for place, found in runs.items() if not found},
         epochs={place: epochs for place, found in runs.items() if (epochs := _epochs(found))},
         splits={key: split_hash(found) for key, found in splits.items()},
         differences=differences,
         answers=scan.answers(table, differences),
-        footer=footer(table, groups, runs, splits, remarks),
+        footer=footer(table, groups, runs, splits, remarks, failed),
     )
+
+
+def _missing(jobs: Sequence[Job], failed: Mapping[Job, str]) -> Missing:
+    why = [failed[job] for job in jobs if job in failed]
+    return Missing("failed", why[0]) if why else Missing("not run", "not run yet")
 
 
 def _runs(jobs: Sequence[Job]) -> list[Run]:

@@ -11,12 +11,11 @@ from umamba_seg.cost import count, fitted, planned_setting, seconds_of
 from umamba_seg.log import logger
 from umamba_seg.networks import find
 from umamba_seg.plan.plans import read_plans
-from umamba_seg.plan.recipes import read_recipe
 from umamba_seg.plan.step import Setting
 from umamba_seg.plan.topology import topology_for
 from umamba_seg.reproduce.outcome import Costs
 from umamba_seg.reproduce.runs import Job, budget_of, dims_of
-from umamba_seg.reproduce.table import PaperTable, Row, Training
+from umamba_seg.reproduce.table import PaperTable, Row
 from umamba_seg.text import times
 
 
@@ -64,12 +63,3 @@ def _costs(network: str, setting: Setting, planned_for: str, device: torch.devic
     counts = count(spec, setting, torch.device(planned_for))
     seconds = seconds_of(spec, setting, counts, device) if device.type == planned_for else None
     return Costs(counts.parameters, counts.multiply_adds, counts.training_bytes, seconds, words)
-
-
-def iterations_of(training: Training) -> int | None:
-    """Of one fold; None where time ends it."""
-    options = budget_of(training).training
-    if training.recipe is not None:
-        options = read_recipe(training.recipe).applied(options)
-    options = options.overridden(epochs=training.epochs)
-    return None if options.epochs is None else options.epochs * options.iterations_per_epoch

@@ -83,6 +83,7 @@ class Workshop:
     cluster: str | None = None
     workers: int | None = None
     failures: dict[Job, str] = field(default_factory=dict)
+    _unconverted: dict[str, UserError] = field(default_factory=dict)  # data set -> why
 
     def work_off(self, jobs: Sequence[Job], sources: Mapping[str, Path]) -> None:
         """Do all that the jobs lack. What fails is noted, and the others go on.
@@ -115,11 +116,21 @@ class Workshop:
             self.failures.setdefault(job, str(error))
 
     def _prepare(self, job: Job, source: Path | None, stop: StopRequest) -> None:
-        if (step := convert_step(job, source)) is not None:
-            run(step, job.folders, stop)
+        self._convert(job, source, stop)
         require_test_cases(job)
         if (step := plan_step(job, self.machine)) is not None:
             run(step, job.folders, stop)
+
+    def _convert(self, job: Job, source: Path | None, stop: StopRequest) -> None:
+        """Once for a data set, whatever comes of it."""
+        if job.name in self._unconverted:
+            raise self._unconverted[job.name]
+        try:
+            if (step := convert_step(job, source)) is not None:
+                run(step, job.folders, stop)
+        except UserError as error:
+            self._unconverted[job.name] = error
+            raise
 
     def _folds(self, jobs: Iterable[Job]) -> list[Task]:
         return [Task(job, fold, self.machine) for job in jobs for fold in job.dataset.folds]
@@ -242,8 +253,12 @@ def finish_on_worker(task: Task) -> None:
         raise UserError(
             task.job.preprocessed, "is not there on this worker", "let all workers share it, under the same path"
         )
-    with _one_at_a_time:
-        finish(task, StopRequest(), environment)
+    try:
+        with _one_at_a_time:
+            finish(task, StopRequest(), environment)
+    except Stopped as stopped:  # of this worker, while the others go on
+        what = f"was ended by signal {stopped.signum} on {worker.address}"
+        raise UserError(str(task), what, "the same command goes on") from None
 
 
 def _gpus() -> list[str]:

@@ -9,17 +9,19 @@ from typing import Any
 from umamba_seg.datasets.splits import Split
 from umamba_seg.evaluate import instances, protocols, statistics
 from umamba_seg.files import read_json
+from umamba_seg.plan.plans import read_plans
 from umamba_seg.plan.recipes import read_recipe
+from umamba_seg.preprocess import stamp_of
 from umamba_seg.reproduce.outcome import LETTERS, Place, Run, metric_of, source_numbers
-from umamba_seg.reproduce.runs import Job, budget_of
+from umamba_seg.reproduce.runs import Job, budget_of, training_options
 from umamba_seg.reproduce.splits import split_hash
-from umamba_seg.reproduce.table import STATUSES, PaperDataset, PaperTable
+from umamba_seg.reproduce.table import STATUSES, PaperDataset, PaperTable, Training
 from umamba_seg.text import shorten
 
 _SHOWN_DIGITS = 12
 """Of a SHA-256."""
 _BY_THE_TABLE = {"epochs", "seed"}
-"""Options that the table itself sets when a training starts."""
+"""Options that the table itself sets when a training starts, or is seen to differ from."""
 
 
 def footer(
@@ -28,6 +30,7 @@ def footer(
     runs: Mapping[Place, Sequence[Run]],
     splits: Mapping[str, Sequence[Split]],
     remarks: Sequence[str],
+    failed: Mapping[Job, str],
 ) -> list[str]:
     """All that stands below a table.
 
@@ -37,6 +40,7 @@ def footer(
         runs: Those of them that were measured.
         splits: Of the data sets that have some.
         remarks: What differs from the table's file.
+        failed: Jobs that failed, and why.
     """
     lines = [f"changed for this run: {remark}" for remark in remarks]
     rules: dict[str, list[str]] = defaultdict(list)
@@ -49,7 +53,8 @@ def footer(
     lines += _trainings(table, runs)
     lines += _recipes(table)
     lines += _machines(runs)
-    lines += _missing(table, groups, runs)
+    lines += [f"FAILED: {job}: {why}" for job, why in failed.items()]
+    lines += _missing(table, groups, runs, failed)
     lines += _left_out(table, runs)
     lines += _explanations(table, runs)
     return [" ".join(line.split()) for line in [*lines, *table.notes, *_sources(table)]]
@@ -76,6 +81,7 @@ def _of_dataset(
         yield f"{dataset.dataset}, {dataset.configuration}, {trained}; {scored}"
         yield _hash(dataset, splits)
         yield from _other_cases(dataset, runs, splits)
+        yield from _other_data(runs)
     else:
         yield "no network is run on it here"
     yield f"split: {dataset.split}"
@@ -144,6 +150,24 @@ def _other_cases(dataset: PaperDataset, runs: Sequence[Run], splits: Sequence[Sp
     return [f"{text} {_listed(names)}" for text, names in found.items()]
 
 
+def _other_data(runs: Sequence[Run]) -> list[str]:
+    """Trainings whose data was preprocessed anew after they began."""
+    changed = [run.job for run in runs if _is_preprocessed_anew(run.job)]
+    if not changed:
+        return []
+    who = _listed(f"{job.network} with seed {job.seed}" for job in changed)
+    return [f"NOT the data of the training: images or labels were changed and preprocessed anew after that of {who}"]
+
+
+def _is_preprocessed_anew(job: Job) -> bool:
+    starts = [file.stat().st_mtime_ns for folder in job.fold_folders if (file := folder / "run.json").is_file()]
+    if not starts or not (job.preprocessed / f"{job.plans}.json").is_file():
+        return False
+    plans = read_plans(job.preprocessed, job.plans)
+    stamp = stamp_of(job.preprocessed, plans, job.dataset.configuration)
+    return stamp.is_file() and stamp.stat().st_mtime_ns > min(starts)
+
+
 def _protocol(dataset: PaperDataset, runs: Sequence[Run]) -> Iterator[str]:
     if runs:
         source, notes = runs[0].content["protocol"]["source"], [run.content["protocol"]["notes"] for run in runs]
@@ -182,7 +206,7 @@ def _training(table: PaperTable, number: int, runs: Sequence[Run]) -> str:
     if options:
         lengths = dict.fromkeys(f"{found['epochs']} epochs of {found['iterations_per_epoch']}" for found in options)
         parts.append(f"{' or '.join(lengths)} iterations (run.json)")
-        parts += _contradictions(training.recipe, training.epochs, options)
+        parts += _contradictions(training, options)
     elif training.epochs is not None:
         parts.append(f"{training.epochs} epochs")
     parts += _overrides(runs)
@@ -198,14 +222,17 @@ def _recipes(table: PaperTable) -> list[str]:
     return [f"recipe {name}: {read_recipe(name).source}" for name in names]
 
 
-def _contradictions(recipe: str | None, epochs: int | None, options: Sequence[Mapping[str, Any]]) -> list[str]:
+def _contradictions(training: Training, options: Sequence[Mapping[str, Any]]) -> list[str]:
     """Where run.json has something else than the table."""
     found = []
-    recipes = {option["recipe"] for option in options} - {recipe or ""}
+    recipes = {option["recipe"] for option in options} - {training.recipe or ""}
     if recipes:
         found.append(f"NOT the table's recipe: run.json has {_listed(sorted(name or 'none' for name in recipes))}")
-    if epochs is not None and {option["epochs"] for option in options} != {epochs}:
-        found.append(f"NOT the table's {epochs} epochs")
+    asked = training_options(training)
+    if asked.epochs is not None and {option["epochs"] for option in options} != {asked.epochs}:
+        found.append(f"NOT the table's {asked.epochs} epochs")
+    if {option["iterations_per_epoch"] for option in options} != {asked.iterations_per_epoch}:
+        found.append(f"NOT the table's {asked.iterations_per_epoch} iterations in each")
     return found
 
 
@@ -239,11 +266,15 @@ def _machine(start: Mapping[str, Any]) -> str:
 
 
 def _missing(
-    table: PaperTable, groups: Mapping[Place, Sequence[Job]], runs: Mapping[Place, Sequence[Run]]
+    table: PaperTable,
+    groups: Mapping[Place, Sequence[Job]],
+    runs: Mapping[Place, Sequence[Run]],
+    failed: Mapping[Job, str],
 ) -> Iterator[str]:
     """Seeds that are not in a number that is there."""
     for place, jobs in groups.items():
-        seeds = [job.seed for job in jobs if job.seed not in {run.job.seed for run in runs[place]}]
+        done = {run.job.seed for run in runs[place]}
+        seeds = [job.seed for job in jobs if job.seed not in done and job not in failed]
         if runs[place] and seeds:
             method = table.rows[place.row].method
             yield f"{place.key}, {method}: not run yet with seed {_listed(seeds)}, and without it in the mean"

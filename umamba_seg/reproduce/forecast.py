@@ -7,9 +7,8 @@ from pathlib import Path
 
 from umamba_seg.errors import UserError
 from umamba_seg.log import table as as_table
-from umamba_seg.reproduce.costs import iterations_of
 from umamba_seg.reproduce.outcome import Costs
-from umamba_seg.reproduce.runs import Job
+from umamba_seg.reproduce.runs import Job, training_options
 from umamba_seg.reproduce.steps import (
     Machine,
     Step,
@@ -18,6 +17,7 @@ from umamba_seg.reproduce.steps import (
     is_measured,
     plan_step,
     predict_step,
+    require_test_cases,
 )
 from umamba_seg.text import gib
 
@@ -28,8 +28,10 @@ def steps_of(job: Job, source: Path | None, machine: Machine) -> list[Step]:
     """All commands that a job lacks.
 
     Raises:
-        UserError: Its data set is missing and no source was given.
+        UserError: It cannot be run.
     """
+    if job.raw.is_dir():
+        require_test_cases(job)
     steps = [convert_step(job, source), plan_step(job, machine)]
     steps += [fold_step(job, fold, machine) for fold in job.dataset.folds]
     return [step for step in (*steps, predict_step(job, machine)) if step is not None]
@@ -42,17 +44,19 @@ def forecast(
 
     Returns:
         ``runs``: for each job what it is, what it lacks, iterations of a fold, seconds per iteration, hours of what is
-        left to train, bytes of a training step; ``commands`` in their order.
+        left to train, bytes of a training step, and why it cannot be run; ``commands`` in their order.
     """
     runs, commands = [], []
     for job in jobs:
-        cost = costs[job.row, job.key]
-        try:
-            steps, absent = steps_of(job, sources.get(job.key), machine), False
-        except UserError:
-            steps, absent = [], True
+        cost, obstacle, steps = costs[job.row, job.key], None, []
+        absent = not job.raw.is_dir() and job.key not in sources
+        if not absent:
+            try:
+                steps = steps_of(job, sources.get(job.key), machine)
+            except UserError as error:
+                obstacle = str(error)
         folds = sum(step.command[0] == "train" and "--val" not in step.command for step in steps)
-        iterations = iterations_of(job.training)
+        iterations = _iterations(job)
         hours = None
         if iterations is not None and cost.seconds is not None:
             hours = (len(job.dataset.folds) if absent else folds) * iterations * cost.seconds / 3600
@@ -63,7 +67,8 @@ def forecast(
                 "seed": job.seed,
                 "folds": list(job.dataset.folds),
                 "plans": job.plans,
-                "lacks": "the data set" if absent else _lacks(job, steps),
+                "lacks": "the data set" if absent else "cannot be run" if obstacle else _lacks(job, steps),
+                "obstacle": obstacle,
                 "setting": cost.setting,
                 "iterations": iterations,
                 "seconds": cost.seconds,
@@ -73,6 +78,12 @@ def forecast(
         )
         commands += [f"umamba-seg {step}" for step in steps]
     return {"runs": runs, "commands": list(dict.fromkeys(commands))}
+
+
+def _iterations(job: Job) -> int | None:
+    """Of one fold; None where time ends it."""
+    options = training_options(job.training)
+    return None if options.epochs is None else options.epochs * options.iterations_per_epoch
 
 
 def _lacks(job: Job, steps: Sequence[Step]) -> str:
@@ -110,6 +121,9 @@ def as_text(found: dict) -> str:
         "iterations: of one fold. s each: of a training step on random data, measured here, where the plan is for such "
         "a device. memory: of a training step, traced. Validation, prediction and planning come on top."
     )
+    obstacles = [f"{run['network']}, seed {run['seed']}: {run['obstacle']}" for run in runs if run["obstacle"]]
+    if obstacles:
+        parts.append("\n".join(["cannot be run:", *obstacles]))
     if found["commands"]:
         parts.append("\n".join(found["commands"]))
     return "\n\n".join(parts)

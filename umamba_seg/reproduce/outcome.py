@@ -47,6 +47,13 @@ class Run:
     metrics: CaseMetrics
 
 
+class Missing(NamedTuple):
+    """What stands in the place of a number of ours, and why there is none."""
+
+    word: str
+    why: str
+
+
 @dataclass(frozen=True)
 class Costs:
     """What a network costs.
@@ -128,7 +135,7 @@ class Outcome:
         table: As it was run.
         cells: (row, name of a column) -> our number.
         costs: (row, data set) -> what the network costs.
-        missing: (row, data set) -> why there is no number of ours.
+        missing: (row, data set) -> why there is no number of ours, where one was wanted.
         epochs: (row, data set) -> epochs of its trainings, as run.json has them; without those that were not run.
         splits: Data set -> SHA-256 of the splits that are there; without those that have none yet.
         differences: Of pairs of networks.
@@ -139,7 +146,7 @@ class Outcome:
     table: PaperTable
     cells: Mapping[tuple[int, str], Measured]
     costs: Mapping[Place, Costs]
-    missing: Mapping[Place, str]
+    missing: Mapping[Place, Missing]
     epochs: Mapping[Place, tuple[int, ...]]
     splits: Mapping[str, str]
     differences: Sequence[Paired]

@@ -167,7 +167,7 @@ def _ours(outcome: Outcome, row: int, column: Column) -> float | str | None:
         return "not measured" if cost is None else float(cost)
     if found := outcome.cells.get((row, column.name)):
         return found.value
-    return "not run" if column.metric and place in outcome.missing else None
+    return outcome.missing[place].word if column.metric and place in outcome.missing else None
 
 
 def _our_cell(
@@ -177,7 +177,7 @@ def _our_cell(
         return _EMPTY
     place = Place(row, str(column.dataset))
     if isinstance(number, str):
-        return Cell(number, outcome.missing.get(place, ""))
+        return Cell(number, outcome.missing[place].why if place in outcome.missing else "")
     return Cell(show(number * column.scale), _tip(outcome, place, column))
 
 

@@ -11,6 +11,8 @@ from umamba_seg.networks import all_networks, find
 from umamba_seg.networks.catalog import BASELINE
 from umamba_seg.paths import Folders
 from umamba_seg.plan.budgets import Budget, cpu_budget, gpu_budget, vram_budget
+from umamba_seg.plan.options import TrainingOptions
+from umamba_seg.plan.recipes import read_recipe
 from umamba_seg.reproduce.table import PaperDataset, PaperTable, Row, Training
 from umamba_seg.train import TRAINER_NAME
 
@@ -70,19 +72,23 @@ class Job:
     @property
     def predictions(self) -> Path:
         """Where the test cases are predicted."""
+        return self._of_folds("reproduced_test")
+
+    def _of_folds(self, name: str) -> Path:
+        """A folder of what is made with these folds, and no others."""
         folds = "" if self.dataset.folds == ("all",) else f"_folds_{'_'.join(map(str, self.dataset.folds))}"
-        return self.model / f"reproduced_test{folds}"
+        return self.model / f"{name}{folds}"
 
     @property
     def segmentations(self) -> Path:
         """Where the segmentations that are measured lie, and metrics.json beside them."""
         if self.counts_cells:
-            return self.model / "reproduced_cells"
+            return self._of_folds("reproduced_cells")
         if self.dataset.scored == "test":
             return self.predictions
         if len(self.dataset.folds) == 1:
             return self.fold_folders[0] / "validation"
-        return self.model / f"reproduced_folds_{'_'.join(map(str, self.dataset.folds))}"
+        return self._of_folds("reproduced")
 
     @property
     def references(self) -> Path:
@@ -104,6 +110,18 @@ def budget_of(training: Training) -> Budget:
     if training.gpu_memory_target is not None:
         return gpu_budget(training.gpu_memory_target)
     return cpu_budget()
+
+
+def training_options(training: Training) -> TrainingOptions:
+    """All options of a training, of which a table says a few: the others are those of its recipe or its budget.
+
+    Raises:
+        UserError: There is no such recipe.
+    """
+    options = budget_of(training).training
+    if training.recipe is not None:
+        options = read_recipe(training.recipe).applied(options)
+    return options.overridden(epochs=training.epochs)
 
 
 def changed(

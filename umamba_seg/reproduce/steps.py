@@ -11,18 +11,18 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from umamba_seg.datasets.raw import list_images
+from umamba_seg.datasets.raw import list_images, load_raw_dataset
 from umamba_seg.errors import UserError
 from umamba_seg.evaluate.case import metric_words
 from umamba_seg.evaluate.protocols import choose_protocol
 from umamba_seg.evaluate.results import NAME, evaluate_segmentations, read_case_metrics
 from umamba_seg.files import make_folder, read_json
 from umamba_seg.plan.plans import read_plans
-from umamba_seg.reproduce.runs import Job
+from umamba_seg.reproduce.runs import Job, training_options
 from umamba_seg.text import shorten
 from umamba_seg.train import FINAL_PTH, resumable
 
-_CHECKED = ("seed", "epochs")  # options of a training that a table gives
+_CHECKED = ("seed", "epochs", "iterations_per_epoch")  # of the options, what a user may give to `train` by hand
 
 
 @dataclass(frozen=True)
@@ -94,26 +94,14 @@ def plan_step(job: Job, machine: Machine) -> Step | None:
 
 
 def _is_planned(job: Job) -> bool:
-    from umamba_seg.preprocess import unprepared
+    from umamba_seg.preprocess import is_preprocessed
 
     if not job.raw.is_dir() or not (job.preprocessed / f"{job.plans}.json").is_file():
         return False
-    plans = read_plans(job.preprocessed, job.plans)
-    configuration = job.dataset.configuration
-    return configuration in plans["configurations"] and not unprepared(
-        job.preprocessed, plans, configuration, _cases(job)
+    plans, configuration = read_plans(job.preprocessed, job.plans), job.dataset.configuration
+    return configuration in plans["configurations"] and is_preprocessed(
+        load_raw_dataset(job.raw), plans, configuration, job.preprocessed
     )
-
-
-def _cases(job: Job) -> list[str]:
-    """Of the whole data set."""
-    return sorted(_labelled(job, "labelsTr"))
-
-
-def _labelled(job: Job, folder: str) -> set[str]:
-    """The cases of a folder of the raw data set's labels."""
-    ending = _ending(job)
-    return {path.name.removesuffix(ending) for path in (job.raw / folder).glob(f"[!.]*{ending}")}
 
 
 def _ending(job: Job) -> str:
@@ -128,13 +116,13 @@ def fold_step(job: Job, fold: int | str, machine: Machine) -> Step | None:
     """What a fold lacks, of a training to its validation, which only counts where held-out cases are scored.
 
     Raises:
-        UserError: It was trained with another seed, or other epochs, than the table's.
+        UserError: It was trained with another seed, or another number of iterations, than the table's.
     """
     folder = job.model / f"fold_{fold}"
     _require_as_asked(job, folder)
     options, told = ("train", *_named(job), "-f", str(fold)), machine.options(device=True)
     if (folder / FINAL_PTH).is_file():
-        if job.dataset.scored == "test" or (folder / "validation" / "summary.json").is_file():
+        if job.dataset.scored == "test" or _is_newer(folder / "validation" / "summary.json", folder / FINAL_PTH):
             return None
         return Step(f"validate fold {fold}", (*options, "--val", *told))
     if resumable(folder):
@@ -148,11 +136,15 @@ def _require_as_asked(job: Job, fold_folder: Path) -> None:
     if not file.is_file():
         return
     found = read_json(file)["training"]
-    asked = {"seed": job.seed, "epochs": job.training.epochs}
+    asked = training_options(job.training).overridden(seed=job.seed).model_dump()
     for name in _CHECKED:
         if asked[name] is not None and found[name] != asked[name]:
             what = f"was trained with {name} {found[name]}, and the table asks for {asked[name]}"
             raise UserError(fold_folder, what, f"move {job.model} away, or give the table another name")
+
+
+def _is_newer(file: Path, other: Path) -> bool:
+    return file.is_file() and file.stat().st_mtime_ns >= other.stat().st_mtime_ns
 
 
 def predict_step(job: Job, machine: Machine) -> Step | None:
@@ -187,7 +179,9 @@ def require_test_cases(job: Job) -> None:
     """
     if job.dataset.scored == "validation":
         return
-    if unlike := sorted(_test_cases(job) ^ _labelled(job, "labelsTs")):
+    ending = _ending(job)
+    references = {path.name.removesuffix(ending) for path in (job.raw / "labelsTs").glob(f"[!.]*{ending}")}
+    if unlike := sorted(_test_cases(job) ^ references):
         what = f"imagesTs and labelsTs are not of the same cases: {shorten(unlike)}"
         raise UserError(job.raw, what, "put the test cases of the table there, with their references, and no others")
 

@@ -6,16 +6,14 @@ import contextlib
 import filecmp
 import os
 import shutil
-import socket
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from umamba_seg.datasets.splits import load_splits
 from umamba_seg.errors import UserError
+from umamba_seg.locks import only_one
 from umamba_seg.log import logger
 from umamba_seg.plan.plans import read_model_plans
 from umamba_seg.plan.safety import inherited
@@ -25,7 +23,6 @@ from umamba_seg.train import TRAINER_NAME
 
 SUMMARY = "summary.json"
 _ADDED_LATER = {SUMMARY, FILE, POSTPROCESSED}  # beside segmentations
-_CLAIM = ".find_best."
 _DRAFTS = ("*/.crossval_results_folds_*.*", "*/.ensemble___*.*", f"*/*/.{POSTPROCESSED}.*")  # see whole_folder
 
 
@@ -193,31 +190,14 @@ def _holds_the_same(target: Path, draft: Path) -> bool:
 def only_run(results: Path) -> Iterator[None]:
     """Keep other runs out of a data set's results, and remove what those that were killed have left.
 
-    Each run puts down a file named after its process before it looks for those of others. So of two that begin at once
-    at least one sees the other.
-
     Args:
         results: ``nnUNet_results/DATASET``.
 
     Raises:
         UserError: Another run is at work there; the message names its process.
     """
-    mine = results / f"{_CLAIM}{os.getpid()}@{socket.gethostname()}"
-    mine.touch()
-    try:
-        for claim in set(results.glob(f"{_CLAIM}*")) - {mine}:
-            _require_ended(claim)
-            claim.unlink(missing_ok=True)
+    with only_one(results / ".find_best.lock", "comparing these models"):
         for draft in (path for pattern in _DRAFTS for path in results.glob(pattern)):
             logger.info("removed what a run that was killed has left: %s", draft)
             shutil.rmtree(draft)
         yield
-    finally:
-        mine.unlink()
-
-
-def _require_ended(claim: Path) -> None:
-    process, _, host = claim.name.removeprefix(_CLAIM).partition("@")
-    if host != socket.gethostname() or psutil.pid_exists(int(process)):  # of another machine it cannot be seen
-        what = f"another find_best is at work there: process {process} on {host}"
-        raise UserError(claim.parent, what, f"wait for its end; if there is no such process any more, remove {claim}")

@@ -7,7 +7,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,8 @@ from umamba_seg import settings
 from umamba_seg.datasets.labels import Labels
 from umamba_seg.errors import UserError
 from umamba_seg.evaluate import class_metrics, summary_table
-from umamba_seg.files import read_json, write_json
+from umamba_seg.files import make_folder, read_json, write_json
+from umamba_seg.locks import only_one
 from umamba_seg.log import logger, quiet
 from umamba_seg.plan.adopt import channel_names
 from umamba_seg.plan.options import TrainingOptions
@@ -91,7 +92,8 @@ def train_fold(
 
     Raises:
         Stopped: A signal ended the training.
-        UserError: No checkpoint can be read, or training ended before its time; the message says why.
+        UserError: No checkpoint can be read, another process trains the fold, or training ended before its time; the
+            message says why.
     """
     planned = TrainingOptions.read(plans[PLANS_TABLE]["training"], f"plans {plans['plans_name']}")
     saved = _first_whole(checkpoints)
@@ -104,8 +106,11 @@ def train_fold(
         logger.setLevel(logging.WARNING)  # the first process speaks for all
     ours = plans[PLANS_TABLE] | {"training": options.model_dump()}
     in_effect = plans | {PLANS_TABLE: ours, "continue_training": saved is not None}
-    with quiet(), _torch_set_up(options, device):
+    with quiet(), _torch_set_up(options, device), ExitStack() as stack:
         trainer = UMambaSegTrainer(in_effect, configuration, fold, dataset_json, group.device(device))
+        if group.leads:
+            lock = make_folder(Path(trainer.output_folder)) / ".training.lock"
+            stack.enter_context(only_one(lock, "training this fold"))
         group.join(trainer.device)
         try:
             report = _weights(trainer, saved, pretrained)

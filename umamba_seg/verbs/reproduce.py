@@ -80,8 +80,8 @@ def reproduce(args: Namespace) -> dict:
     if workshop.failures:
         lines = "".join(f"\n  {job}: {message}" for job, message in workshop.failures.items())
         error = RunsFailed(
+            f"table {table.name}",
             f"{len(workshop.failures)} of {len(jobs)} runs failed",
-            "the others were finished",
             f"mend these and run the same command again:{lines}",
         )
         error.result = result
