@@ -2,7 +2,9 @@
 
 import json
 import math
+import multiprocessing
 from collections.abc import Callable
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import numpy as np
@@ -134,6 +136,9 @@ def trains(tmp_path: Path, umamba_seg, one_thread, monkeypatch) -> Callable[...,
     from umamba_seg.plan import planner
 
     root = tmp_path / "root"
+    context = multiprocessing.get_context()  # nnU-Net spawns a pool of processes for every step, seconds each
+    monkeypatch.setattr(context, "Pool", ThreadPool)
+    monkeypatch.setattr(multiprocessing, "get_context", lambda *_: context)
 
     def peak(_architecture, setting, _device_type, _options):
         return 2**26 + 40 * setting.batch_size * math.prod(setting.topology.patch_size) * setting.topology.features[0]

@@ -182,6 +182,17 @@ def test_isic(tmp_path, run, year):
     ]
 
 
+def test_isic_in_folders_within_folders(tmp_path, run):
+    source = make_isic(tmp_path / "source")
+    for folder in list(source.iterdir()):
+        (tmp_path / "inner").mkdir()
+        (tmp_path / "inner" / folder.name).symlink_to(folder.rename(tmp_path / folder.name))
+        (tmp_path / "inner").rename(folder)
+    folder, _ = run("isic", source)
+    assert content(folder)["numTraining"] == 4
+    assert names(folder / "labelsTs") == ["ISIC_0000004.png"]
+
+
 def test_isic_without_validation_and_test_masks(tmp_path, run):
     source = make_isic(tmp_path / "source")
     shutil.rmtree(source / "ISIC-2017_Validation_Part1_GroundTruth")
@@ -232,6 +243,9 @@ def test_cellseg_stretches_more_than_8_bits(tmp_path, run):
 
 def test_endovis(tmp_path, run):
     source = make_endovis(tmp_path / "source")
+    left_behind = source / "__MACOSX" / "instrument_1_4_training" / "instrument_dataset_1" / "left_frames"
+    left_behind.mkdir(parents=True)
+    (left_behind / "._frame000.png").touch()
     folder, log = run("endovis", source)
     assert folder.name == "Dataset704_Endovis17"
     assert list(content(folder)["labels"].items())[:3] == [

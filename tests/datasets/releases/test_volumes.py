@@ -271,10 +271,10 @@ def first_label(name: str, layout) -> str:
     return next(path for path, values in layout(name).items() if values)
 
 
-def refused(converted, name: str, source: Path) -> str:
+def refused(converted, name: str, source: Path, **options: str) -> str:
     """The message; nothing is left behind."""
     with pytest.raises(UserError) as error:
-        converted(name, source)
+        converted(name, source, **options)
     raw = source.parent / "raw"
     assert not raw.exists() or not any(raw.iterdir())
     return str(error.value)
@@ -357,7 +357,24 @@ def test_a_channel_that_is_missing_or_lies_elsewhere(make_release, converted, sa
 
 def test_both_years_of_brats(make_release, converted):
     make_release("brats")
-    assert "holds cases of BraTS 2023 and of BraTS 2021" in refused(converted, "brats", make_release("brats 2021"))
+    source = make_release("brats 2021")
+    message = "holds cases of BraTS 2023 and of BraTS 2021; choose one with --year"
+    assert message in refused(converted, "brats", source)
+    for year in ("2023", "2021"):
+        assert converted("brats", source, year=year).name.endswith(year)
+
+
+@pytest.mark.parametrize(("there", "year"), [("brats", "2021"), ("brats 2021", "2023")])
+def test_the_other_year_of_brats(make_release, converted, there, year):
+    message = rf"holds BraTS .*, and not BraTS {year}.*; give the folder of BraTS {year}.*, or --year 202\d"
+    assert re.search(message, refused(converted, "brats", make_release(there), year=year))
+
+
+def test_a_folder_of_something_else_is_named(make_release, converted):
+    message = refused(converted, "kits", make_release("amos"))
+    assert (
+        "holds no training case of KiTS23 (left out, as no part of the data set: imagesTr/amos_0001.nii.gz, " in message
+    )
 
 
 @pytest.mark.parametrize(("name", "image"), [("kits", "case_00401/imaging.nii.gz"), ("lits", "test-volume-0.nii")])

@@ -31,6 +31,7 @@ def _find(source: Path, options: Mapping[str, str]) -> Content:
     dataset_json = {
         "channel_names": {"0": _CHANNELS[modality]},
         "labels": labels_entry(organs),
+        "overwrite_image_reader_writer": "NibabelIOWithReorient",  # as nnU-Net's script has it
         "name": "AMOS22",
         "reference": "https://amos22.grand-challenge.org",
         "licence": "CC BY 4.0 (from a secondary source)",

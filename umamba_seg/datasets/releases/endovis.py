@@ -36,7 +36,8 @@ _TOP, _LEFT = 28, 320
 
 
 def _find(source: Path, options: Mapping[str, str]) -> Content:
-    sequences = sorted(path for path in source.rglob("instrument_dataset_*") if path.is_dir())
+    found = (path for path in source.rglob("instrument_dataset_*") if path.is_dir())
+    sequences = sorted(path for path in found if "__MACOSX" not in path.parts)  # which some archives hold as well
     is_test = {path: "test" in path.relative_to(source).as_posix().lower() for path in sequences}
     training = [item for path in sequences if not is_test[path] for item in _frames(path, "")]
     tests = [item for path in sequences if is_test[path] for item in _frames(path, "test_")]

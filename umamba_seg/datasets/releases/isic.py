@@ -35,7 +35,7 @@ def _find(source: Path, options: Mapping[str, str]) -> Content:
     release, year = _year_of(source)
     training = _part(source, year, "Training")
     validation = _part(source, year, "Validation") if _has_both(source, year, "Validation") else []
-    tests = _part(source, year, year.test) if (source / year.images.format(year.test)).is_dir() else []
+    tests = _part(source, year, year.test) if _unpacked(source, year.images.format(year.test)).is_dir() else []
     left_out = []
     if not validation:
         left_out.append("there are no validation pictures with masks: nnU-Net will split the training cases itself")
@@ -67,7 +67,9 @@ def _find(source: Path, options: Mapping[str, str]) -> Content:
 
 
 def _year_of(source: Path) -> tuple[str, _Year]:
-    found = [(name, year) for name, year in _YEARS.items() if (source / year.images.format("Training")).is_dir()]
+    found = [
+        (name, year) for name, year in _YEARS.items() if _unpacked(source, year.images.format("Training")).is_dir()
+    ]
     if not found:
         raise UserError(source, "holds no training pictures of ISIC 2017 or 2018", f"give {_FOLDER}")
     if len(found) > 1:
@@ -76,12 +78,17 @@ def _year_of(source: Path) -> tuple[str, _Year]:
 
 
 def _has_both(source: Path, year: _Year, part: str) -> bool:
-    return all((source / name.format(part)).is_dir() for name in (year.images, year.masks))
+    return all(_unpacked(source, name.format(part)).is_dir() for name in (year.images, year.masks))
+
+
+def _unpacked(source: Path, name: str) -> Path:
+    """The folder of an archive, which may lie in one of the same name, as some programs unpack it."""
+    return inner if (inner := source / name / name).is_dir() else source / name
 
 
 def _part(source: Path, year: _Year, part: str) -> list[Item]:
     """The cases of a part; without labels where there is no folder of masks, which only training must have."""
-    images, masks = (source / name.format(part) for name in (year.images, year.masks))
+    images, masks = (_unpacked(source, name.format(part)) for name in (year.images, year.masks))
     found = find_pictures(images).items()
     pictures = {name: path for name, path in found if not name.endswith(_SUPERPIXELS)}  # 2017 has them among the images
     if part == "Training":

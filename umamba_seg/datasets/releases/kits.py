@@ -19,6 +19,7 @@ def _find(source: Path, options: Mapping[str, str]) -> Content:
         "channel_names": {"0": "CT"},
         "labels": {"background": 0, "kidney": [1, 2, 3], "masses": [2, 3], "tumor": 2},
         "regions_class_order": [1, 3, 2],  # what of the masses is no tumor is a cyst
+        "overwrite_image_reader_writer": "NibabelIOWithReorient",  # as nnU-Net's script has it
         "name": "KiTS23",
         "reference": "https://kits-challenge.org/kits23",
     }

@@ -114,7 +114,8 @@ def convert(
         raise UserError(source, "no such folder", f"give {release.folder}")
     content = release.find(source, options)
     if not content.training:
-        raise UserError(source, f"holds no training case of {release.title}", f"give {release.folder}")
+        seen = f" ({'; '.join(content.left_out)})" if content.left_out else ""
+        raise UserError(source, f"holds no training case of {release.title}{seen}", f"give {release.folder}")
     _require_distinct([*content.training, *content.tests], source)
     default_id, default_name = content.dataset or (release.dataset_id, release.dataset_name)
     number, name = default_id if dataset_id is None else dataset_id, name or default_name
