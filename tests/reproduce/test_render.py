@@ -139,8 +139,10 @@ def test_several_seeds_have_a_spread(paper, outcome):
 
 
 COSTS = {
-    (row, "liver"): Costs(1_500_000 * (row + 1), 30_000_000_000, 2**31, seconds, "patch 40×56×40, batch 4, planned")
-    for row, seconds in enumerate((0.25, None))
+    (row, "liver"): Costs(
+        1_500_000 * (row + 1), 30_000_000_000, 2**31, seconds, machine, "patch 40×56×40, batch 4, planned"
+    )
+    for row, (seconds, machine) in enumerate(((0.25, "a CPU, 2 threads"), (None, "")))
 }
 COLUMNS = [
     {"name": "dice", "title": "Dice", "dataset": "liver", "metric": "dice"},
@@ -177,6 +179,7 @@ def test_costs_are_there_without_data(paper, outcome):
         "seconds per iteration": "not measured",
     }
     assert "\n\npatch 40×56×40, batch 4, planned\n\n" in markdown
+    assert markdown.count("measured for this table on a CPU, 2 threads") == 1
 
 
 def test_networks_beside_each_other(paper, finish, folders):

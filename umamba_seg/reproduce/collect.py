@@ -69,7 +69,7 @@ def collect(
         splits={key: split_hash(found) for key, found in splits.items()},
         differences=differences,
         answers=scan.answers(table, differences),
-        footer=footer(table, groups, runs, splits, remarks, failed),
+        footer=footer(table, groups, runs, splits, costs.values(), remarks, failed),
     )
 
 

@@ -11,7 +11,7 @@ from umamba_seg.cost import count, fitted, planned_setting, seconds_of
 from umamba_seg.log import logger
 from umamba_seg.networks import find
 from umamba_seg.plan.plans import read_plans
-from umamba_seg.plan.step import Setting
+from umamba_seg.plan.step import Setting, device_name
 from umamba_seg.plan.topology import topology_for
 from umamba_seg.reproduce.outcome import Costs
 from umamba_seg.reproduce.runs import Job, budget_of, dims_of
@@ -62,4 +62,9 @@ def _costs(network: str, setting: Setting, planned_for: str, device: torch.devic
     logger.info("%s: counting its costs (%s)", network, words)
     counts = count(spec, setting, torch.device(planned_for))
     seconds = seconds_of(spec, setting, counts, device) if device.type == planned_for else None
-    return Costs(counts.parameters, counts.multiply_adds, counts.training_bytes, seconds, words)
+    machine = "" if seconds is None else _machine(device)
+    return Costs(counts.parameters, counts.multiply_adds, counts.training_bytes, seconds, machine, words)
+
+
+def _machine(device: torch.device) -> str:
+    return f"{device_name(device)}, {torch.get_num_threads()} threads; torch {torch.__version__}"

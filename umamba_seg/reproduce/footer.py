@@ -12,7 +12,7 @@ from umamba_seg.files import read_json
 from umamba_seg.plan.plans import read_plans
 from umamba_seg.plan.recipes import read_recipe
 from umamba_seg.preprocess import stamp_of
-from umamba_seg.reproduce.outcome import LETTERS, Place, Run, metric_of, source_numbers
+from umamba_seg.reproduce.outcome import LETTERS, Costs, Place, Run, metric_of, source_numbers
 from umamba_seg.reproduce.runs import Job, budget_of, training_options
 from umamba_seg.reproduce.splits import split_hash
 from umamba_seg.reproduce.table import STATUSES, PaperDataset, PaperTable, Training
@@ -29,6 +29,7 @@ def footer(
     groups: Mapping[Place, Sequence[Job]],
     runs: Mapping[Place, Sequence[Run]],
     splits: Mapping[str, Sequence[Split]],
+    costs: Iterable[Costs],
     remarks: Sequence[str],
     failed: Mapping[Job, str],
 ) -> list[str]:
@@ -39,6 +40,7 @@ def footer(
         groups: The jobs of each row and data set.
         runs: Those of them that were measured.
         splits: Of the data sets that have some.
+        costs: Of all networks.
         remarks: What differs from the table's file.
         failed: Jobs that failed, and why.
     """
@@ -53,6 +55,7 @@ def footer(
     lines += _trainings(table, runs)
     lines += _recipes(table)
     lines += _machines(runs)
+    lines += _timed(costs)
     lines += [f"FAILED: {job}: {why}" for job, why in failed.items()]
     lines += _missing(table, groups, runs, failed)
     lines += _left_out(table, runs)
@@ -257,6 +260,14 @@ def _machines(runs: Mapping[Place, Sequence[Run]]) -> list[str]:
         for start in manifest["starts"]
     )
     return [f"trained on {machine}" for machine in found]
+
+
+def _timed(costs: Iterable[Costs]) -> list[str]:
+    machines = dict.fromkeys(cost.machine for cost in costs if cost.seconds is not None)
+    return [
+        f"seconds per iteration: of a training step on random data, measured for this table on {machine}"
+        for machine in machines
+    ]
 
 
 def _machine(start: Mapping[str, Any]) -> str:

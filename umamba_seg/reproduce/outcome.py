@@ -63,6 +63,7 @@ class Costs:
         multiply_adds: Of the forward pass of one sample.
         training_bytes: Peak of a training step.
         seconds: Of a training step; None where it was not measured here.
+        machine: Where it was measured, in words; empty where it was not.
         setting: What it is trained on, in words.
     """
 
@@ -70,6 +71,7 @@ class Costs:
     multiply_adds: int
     training_bytes: int
     seconds: float | None
+    machine: str
     setting: str
 
 
