@@ -163,7 +163,7 @@ def test_memory_does_not_grow_with_the_classes(tmp_path, monkeypatch):
             average([first, second], labels)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    assert peaks[1] < 1.1 * peaks[0]
+    assert peaks[1] < 1.3 * peaks[0], "with sixteen times the classes"
     assert peaks[1] < 2 * 64**3 * 5, "a few volumes: labels, their probability, and some planes"
 
 
