@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+from pathlib import Path
 
 import pytest
 
@@ -20,7 +21,8 @@ def test_two_processes_do_not_hold_the_same_lock(tmp_path, held_by_another_proce
         message = f"{tmp_path}: process {process} on .* is training this fold; wait for its end, or stop it"
         with pytest.raises(UserError, match=message), only_one(lock, "training this fold"):
             pass
-    with only_one(lock, "training this fold"):
+    with only_one(lock, "training this fold") as alone:
+        assert alone
         assert lock.read_text().startswith(f"process {os.getpid()} on ")
 
 
@@ -37,23 +39,39 @@ def test_a_drive_without_locks_is_said_and_worked_on(tmp_path, monkeypatch, capl
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(locks.fcntl, "lockf", none)
-    with caplog.at_level(logging.WARNING, logger="umamba_seg"), only_one(tmp_path / ".lock", "training this fold"):
-        pass
+    with (
+        caplog.at_level(logging.WARNING, logger="umamba_seg"),
+        only_one(tmp_path / ".lock", "training this fold") as alone,
+    ):
+        assert not alone
     assert "no file locks (No locks available); nothing else must be training this fold" in caplog.text
+
+
+def test_a_lock_of_another_user_is_named(tmp_path, monkeypatch):
+    def denied(*_, **__) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(Path, "open", denied)
+    message = r"\.lock: the lock that keeps processes apart is another user's; ask them"
+    with pytest.raises(UserError, match=message), only_one(tmp_path / ".lock", "training"):
+        pass
 
 
 def test_a_fold_is_trained_by_one_process(trained, umamba_seg, held_by_another_process):
     fold = trained.model / "fold_0"
     lock = fold / ".training.lock"
-    before = {path: path.stat().st_mtime_ns for path in fold.iterdir()}
+
+    def content() -> dict:
+        return {path: path.stat().st_mtime_ns for path in fold.iterdir() if path != lock}
+
+    before = content()
     words = ("-d", 901, "--root", trained.root, "-c", "3d_fullres", "-f", 0, "-device", "cpu")
     with held_by_another_process(lock) as process:
         refused = umamba_seg("extend", *words, "--epochs", 1)
     assert refused.code == 2
     assert f"process {process} on" in refused.err
     assert "is training this fold; wait for its end, or stop it" in refused.err
-    changed = before.items() - {path: path.stat().st_mtime_ns for path in fold.iterdir()}.items()
-    assert {path for path, _ in changed} <= {lock}
+    assert content() == before
 
 
 def test_a_data_set_is_preprocessed_by_one_process(trained, held_by_another_process):

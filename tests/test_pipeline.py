@@ -15,7 +15,9 @@ import SimpleITK as sitk
 import torch
 
 from umamba_seg.datasets.synthetic import make_dataset
+from umamba_seg.errors import UserError
 from umamba_seg.train import clock
+from umamba_seg.train.trainer import UMambaSegTrainer
 
 pytestmark = pytest.mark.slow
 
@@ -157,6 +159,20 @@ def test_training_over_results_is_refused_and_continuing_works(trained, umamba_s
     assert run["training"]["iterations_per_epoch"] == 2  # kept without being typed again
     assert [start["begins"] for start in run["starts"]] == ["the beginning", "checkpoint_final.safetensors, epoch 2"]
     assert run["starts"][1]["overrides"]["epochs"] == {"planned": 60, "run": 3}
+
+
+def test_a_fold_that_is_trained_further_is_no_longer_validated(trained, umamba_seg, monkeypatch, tmp_path):
+    def fail(*_):
+        raise UserError("training", "broke", "mend it")
+
+    shutil.copytree(trained.root, tmp_path, dirs_exist_ok=True)
+    summary = tmp_path / trained.model.relative_to(trained.root) / "fold_0" / "validation" / "summary.json"
+    assert summary.is_file()
+    monkeypatch.setattr(UMambaSegTrainer, "_run_epochs", fail)
+    words = ("-d", 901, "--root", tmp_path, "-c", "3d_fullres", "-f", 0, "-device", "cpu")
+    broken = umamba_seg("extend", *words, "--epochs", 1)
+    assert "training: broke" in broken.err
+    assert not summary.is_file()
 
 
 def test_preprocessed_data_is_shared_between_plans(trained, umamba_seg):

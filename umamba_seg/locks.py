@@ -17,7 +17,7 @@ if os.name == "posix":
 
 
 @contextlib.contextmanager
-def only_one(file: Path, work: str) -> Iterator[None]:
+def only_one(file: Path, work: str) -> Iterator[bool]:
     """Do some work that no other process does at the same time.
 
     It is a POSIX record lock: it ends with its process, however that ends, processes forked from it do not hold it, and
@@ -28,21 +28,32 @@ def only_one(file: Path, work: str) -> Iterator[None]:
         file: What is locked, in a folder that is there.
         work: What is done, for the message, such as "training this fold".
 
+    Yields:
+        Whether processes are kept apart.
+
     Raises:
-        UserError: Another process is at it; the message names it.
+        UserError: Another process is at it, which the message names; or the file is another user's.
     """
-    with file.open("a+", encoding="utf-8") as holder:
-        _lock(holder, file, work)
+    with _opened(file) as holder:
+        locked = _lock(holder, file, work)
         holder.truncate(0)
         holder.write(f"process {os.getpid()} on {socket.gethostname()}")
         holder.flush()
-        yield
+        yield locked
 
 
-def _lock(holder: TextIO, file: Path, work: str) -> None:
+def _opened(file: Path) -> TextIO:
+    try:
+        return file.open("a+", encoding="utf-8")
+    except PermissionError:
+        remedy = "ask them to let the group write it, or remove it when nothing is at work there"
+        raise UserError(file, "the lock that keeps processes apart is another user's", remedy) from None
+
+
+def _lock(holder: TextIO, file: Path, work: str) -> bool:
     if os.name != "posix":
         logger.warning("%s: this system has no file locks; nothing else must be %s", file, work)
-        return
+        return False
     try:
         fcntl.lockf(holder, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
@@ -51,3 +62,5 @@ def _lock(holder: TextIO, file: Path, work: str) -> None:
         raise UserError(file.parent, f"{who} is {work}", "wait for its end, or stop it") from None
     except OSError as error:
         logger.warning("%s: this drive has no file locks (%s); nothing else must be %s", file, error.strerror, work)
+        return False
+    return True

@@ -6,13 +6,16 @@ raw files that it was made from.
 
 from __future__ import annotations
 
+import filecmp
+import hashlib
+import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
 from umamba_seg.datasets.raw import RawDataset
 from umamba_seg.errors import UserError
-from umamba_seg.files import read_json, write_json
+from umamba_seg.files import draft_of, make_folder, read_json, write_json
 from umamba_seg.locks import only_one
 from umamba_seg.log import interactive, logger, quiet
 from umamba_seg.plan.safety import inherited
@@ -22,9 +25,9 @@ _CASE_FILES = (".b2nd", "_seg.b2nd", ".pkl")  # what nnU-Net writes for a case
 
 
 def _raw_files(dataset: RawDataset) -> dict[str, list[int]]:
-    """Size and modification time of every raw file."""
+    """Size and modification time of every raw file, by its path below the data set's folder."""
     files = [path for case in dataset.cases for path in (*case.images, case.label) if path is not None]
-    return {str(path): [path.stat().st_size, path.stat().st_mtime_ns] for path in files}
+    return {os.path.relpath(path, dataset.folder): [path.stat().st_size, path.stat().st_mtime_ns] for path in files}
 
 
 def preprocess(dataset: RawDataset, plans: dict, configurations: list[str], preprocessed: Path, processes: int) -> None:
@@ -58,11 +61,17 @@ def preprocess(dataset: RawDataset, plans: dict, configurations: list[str], prep
                 preprocessor.run(preprocessed.name, name, plans["plans_name"], processes)
             write_json(stamp, raw_files)
 
-    references = preprocessed / "gt_segmentations"
-    references.mkdir(exist_ok=True)
+    references = make_folder(preprocessed / "gt_segmentations")
     for case in dataset.cases:
         if case.label is not None:
-            shutil.copy2(case.label, references / f"{case.identifier}{dataset.file_ending}")
+            _copy(case.label, references / f"{case.identifier}{dataset.file_ending}")
+
+
+def _copy(label: Path, reference: Path) -> None:
+    """One that is the same stays as it is; another is newer than all that was measured by the one before."""
+    if not reference.is_file() or not filecmp.cmp(label, reference, shallow=False):
+        with draft_of(reference) as part:
+            shutil.copyfile(label, part)
 
 
 def stamp_of(preprocessed: Path, plans: dict, configuration: str) -> Path:
@@ -72,6 +81,18 @@ def stamp_of(preprocessed: Path, plans: dict, configuration: str) -> Path:
         UserError: The plans do not hold the configuration.
     """
     return preprocessed / f"{_identifier(plans, configuration)}.stamp"
+
+
+def origin_of(preprocessed: Path, plans: dict, configuration: str) -> str | None:
+    """A hash of the sizes and times of the raw files that a configuration's data was made from.
+
+    None where nnU-Net has preprocessed it, which does not note them.
+
+    Raises:
+        UserError: The plans do not hold the configuration.
+    """
+    stamp = stamp_of(preprocessed, plans, configuration)
+    return hashlib.sha256(stamp.read_bytes()).hexdigest() if stamp.is_file() else None
 
 
 def _identifier(plans: dict, configuration: str) -> str:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
+from nnunetv2.imageio.nibabel_reader_writer import NibabelIOWithReorient
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
 from umamba_seg.errors import UserError
@@ -86,7 +87,23 @@ def test_pictures_in_memory_get_the_slice_spacing_of_pictures_in_files(tmp_path)
 def test_the_stage_before_as_a_picture(tmp_path):
     """A 2-D segmentation has no z."""
     file = write(tmp_path / "c.nii.gz", np.ones((6, 7), np.uint8), (1, 1))
-    assert read_previous("c", file, (1, 6, 7), [0, 1]).shape == (1, 1, 6, 7)
+    assert read_previous("c", file, (1, 6, 7), [0, 1], SimpleITKIO).shape == (1, 1, 6, 7)
+
+
+def test_the_stage_before_is_turned_as_the_image_is(tmp_path):
+    """Where a reader reorients images, the segmentation beside them lies as they do."""
+    image = np.arange(1, 121, dtype=np.float32).reshape(4, 5, 6)
+    where = {"spacing": (1, 1, 2), "direction": (1, 0, 0, 0, -1, 0, 0, 0, 1)}
+    files = [
+        write(tmp_path / "c_0000.nii.gz", image, **where),
+        write(tmp_path / "c.nii.gz", np.uint8(image > 60), **where),
+    ]
+    for reader in (SimpleITKIO, NibabelIOWithReorient):
+        data, _ = read_case("c", files[:1], description(), reader)
+        stage = read_previous("c", files[1], data.shape[1:], [0, 1], reader)
+        np.testing.assert_array_equal(stage, data > 60)
+    turned, _ = read_case("c", files[:1], description(), NibabelIOWithReorient)
+    assert not np.array_equal(turned[0], image), "or this test would see nothing"
 
 
 def test_cases_of_a_folder(tmp_path):

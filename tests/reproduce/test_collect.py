@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +11,7 @@ from umamba_seg.errors import UserError
 from umamba_seg.evaluate.protocols import PROTOCOLS
 from umamba_seg.evaluate.statistics import bootstrap_mean, bootstrap_seeds, class_means, seed_means
 from umamba_seg.files import read_json, write_json
+from umamba_seg.preprocess import origin_of
 from umamba_seg.reproduce.collect import collect
 from umamba_seg.reproduce.runs import jobs_of
 from umamba_seg.reproduce.splits import split_hash
@@ -244,17 +244,19 @@ def test_data_that_was_changed_after_the_training_shows(paper, finish, folders, 
     table = paper(BOT)
     (job,) = jobs_of(table, folders)
     finish(job, dice=DICE, hd95=HD95)
-    plans = {"plans_name": job.plans, "configurations": {"3d_fullres": {"data_identifier": "1mm"}}}
     (job.preprocessed / f"{job.plans}.json").touch()
+    plans = {"plans_name": job.plans, "configurations": {"3d_fullres": {"data_identifier": "1mm"}}}
     monkeypatch.setattr("umamba_seg.reproduce.footer.read_plans", lambda *_: plans)
-    stamp = job.preprocessed / "1mm.stamp"
-    stamp.touch()
-    begun = stamp.stat().st_mtime_ns
-    for after, shows in ((1, False), (-1, True)):
-        os.utime(job.fold_folders[0] / "run.json", ns=(begun + after, begun + after))
+    path = job.fold_folders[0] / "run.json"
+    manifest = read_json(path)
+    (job.preprocessed / "1mm.stamp").write_text("of the raw files")
+    now = origin_of(job.preprocessed, plans, "3d_fullres")
+    for begun, shows in ((None, False), (now, False), ("other", True)):
+        first = manifest["starts"][0] | ({} if begun is None else {"data": begun})
+        write_json(path, manifest | {"starts": [first, first | {"data": now}]})
         lines = [line for line in collect(table, [job], {}, []).footer if "NOT the data of the training" in line]
         assert bool(lines) == shows
-    assert lines[0].endswith("preprocessed anew after that of umamba_bot with seed 0")
+    assert lines[0].endswith("were preprocessed since that of umamba_bot with seed 0 began")
 
 
 def test_training_on_all_cases_shows(paper, collected):

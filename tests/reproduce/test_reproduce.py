@@ -167,15 +167,24 @@ def test_another_protocol_is_measured_anew_and_shows(reproduced, umamba_seg, tab
 
 @pytest.mark.slow
 def test_images_that_were_changed_are_preprocessed_anew(reproduced, umamba_seg):
-    image = next(reproduced.root.glob("nnUNet_raw/*/imagesTr/*.nii.gz"))
-    before = image.stat()
-    assert umamba_seg(*reproduced.command, "--dry-run", "--json").succeeded().result["commands"] == []
-    os.utime(image, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
-    try:
+    def lacks() -> set[str]:
         dry = umamba_seg(*reproduced.command, "--dry-run", "--json").succeeded()
+        return {command.split()[1] for command in dry.result["commands"]}
+
+    image = next(reproduced.root.glob("nnUNet_raw/*/imagesTr/*.nii.gz"))
+    [checkpoint] = reproduced.root.glob("nnUNet_results/*/*noscan*/fold_0/checkpoint_final.pth")
+    before, away = image.stat(), checkpoint.with_suffix(".away")
+    try:
+        os.utime(image, ns=(before.st_atime_ns, before.st_mtime_ns + 10**9))
+        assert lacks() == set()  # all is trained
+        checkpoint.rename(away)
+        assert lacks() == {"plan_and_preprocess", "train", "predict"}
+        os.utime(image, ns=(before.st_atime_ns, before.st_mtime_ns))
+        assert lacks() == {"train", "predict"}
     finally:
         os.utime(image, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert {command.split()[1] for command in dry.result["commands"]} == {"plan_and_preprocess"}
+        if away.is_file():
+            away.rename(checkpoint)
 
 
 @pytest.mark.slow

@@ -85,10 +85,8 @@ def test_a_fold_is_trained_then_gone_on_with_then_validated(small_job):
     assert "--c" in fold_step(job, 0, machine).command
     touch(folder / "checkpoint_final.pth")
     assert "--val" in fold_step(job, 0, machine).command
-    summary = touch(folder / "validation" / "summary.json")
+    touch(folder / "validation" / "summary.json")
     assert fold_step(job, 0, machine) is None
-    os.utime(summary, ns=(0, (folder / "checkpoint_final.pth").stat().st_mtime_ns - 1))  # trained again since
-    assert "--val" in fold_step(job, 0, machine).command
 
 
 def test_where_test_cases_are_scored_a_fold_needs_no_validation(small_job):
@@ -129,13 +127,35 @@ def test_a_model_that_was_trained_again_predicts_again(small_job):
     touch(job.raw / "imagesTs" / "a_0000.nii.gz")
     manifest = touch(job.predictions / "manifest.json", json.dumps({"cases": {"a": {"status": "done"}}}))
     checkpoint = touch(job.model / "fold_0" / "checkpoint_final.pth")
-    os.utime(manifest, ns=(0, checkpoint.stat().st_mtime_ns - 1))
-    assert predict_step(job, Machine()) is not None
+    assert predict_step(job, Machine()) is None
+    older(manifest, checkpoint)
+    assert "--resume" not in predict_step(job, Machine()).command
+
+
+def test_a_test_image_that_was_replaced_is_predicted_again(small_job):
+    job = small_job(dataset=TEST)
+    touch(job.raw / "dataset.json", json.dumps(LABELS))
+    touch(job.model / "fold_0" / "checkpoint_final.pth")
+    image = touch(job.raw / "imagesTs" / "a_0000.nii.gz")
+    manifest = touch(job.predictions / "manifest.json", json.dumps({"cases": {"a": {"status": "done"}}}))
+    assert predict_step(job, Machine()) is None
+    older(manifest, image)
+    assert "--resume" not in predict_step(job, Machine()).command
+
+
+def older(file: Path, other: Path) -> None:
+    """As if it was written a second before the other one."""
+    times = other.stat().st_mtime_ns - 10**9
+    os.utime(file, ns=(times, times))
 
 
 def test_test_cases_without_references_are_named_before_anything_is_trained(small_job):
     job = small_job(dataset=TEST)
     touch(job.raw / "dataset.json", json.dumps(LABELS))
+    with pytest.raises(
+        UserError, match="imagesTs: no such folder, and the table scores test cases; put the test cases"
+    ):
+        require_test_cases(job)
     touch(job.raw / "imagesTs" / "a_0000.nii.gz")
     with pytest.raises(UserError, match="imagesTs and labelsTs are not of the same cases: a"):
         require_test_cases(job)

@@ -1,5 +1,6 @@
 """The best of several models by their validation, on folders as training leaves them."""
 
+import errno
 import json
 import math
 import multiprocessing
@@ -20,6 +21,7 @@ from nnunetv2.ensembling.ensemble import ensemble_folders
 from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
+from umamba_seg import locks
 from umamba_seg.cli import build_parser
 from umamba_seg.errors import UserError
 from umamba_seg.select.crossval import Candidate, Model, whole_folder
@@ -367,6 +369,17 @@ def test_what_a_killed_run_has_left_is_removed(world):
         (draft / "case_0.nii.gz").touch()
     world.find()
     assert [path.name for path in world.results.rglob(".*")] == [".find_best.lock"]
+
+
+def test_where_there_are_no_locks_the_drafts_of_others_stay(world, monkeypatch):
+    def none(*_) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    draft = world.model("a", 0.1) / ".crossval_results_folds_0_1.1"
+    draft.mkdir()
+    monkeypatch.setattr(locks.fcntl, "lockf", none)
+    world.find()
+    assert draft.is_dir()
 
 
 def test_two_runs_do_not_work_on_the_same_results(world, held_by_another_process):

@@ -144,6 +144,7 @@ def test_only_a_training_from_the_beginning_discards_segmentations(preprocessed,
         configuration_manager=SimpleNamespace(next_stage_names=[SECOND]),
         group=SimpleNamespace(leads=True, size=1),
         do_split=lambda: (["b", "c"], ["a"]),
+        configuration_name="3d_lowres",
         on_train_start=lambda: None,
         run_training=lambda: None,
         options=None,
@@ -151,7 +152,7 @@ def test_only_a_training_from_the_beginning_discards_segmentations(preprocessed,
         workers=0,
         current_epoch=1,
     )
-    for name in ("_describe_model", "record_start"):
+    for name in ("_describe_model", "record_start", "origin_of"):
         monkeypatch.setattr(train_run, name, lambda *_, **__: None)
     saved = SimpleNamespace(damaged=(), path=Path("checkpoint_latest.safetensors")) if goes_on else None
     train_run._train(trainer, PLANS, None, saved, None)

@@ -15,7 +15,12 @@ from umamba_seg.train.state import State
 
 PLANNED = {"patch_size": [40, 56, 40], "batch_size": 7, "planning": {"estimated_bytes": 3 * 2**30}}
 OURS = {"network": "umamba_enc", "budget": "8gb", "training": TrainingOptions().model_dump()}
-PLANS = {"dataset_name": "Dataset004_Hippocampus", "plans_name": "umamba_enc_8gb", "umamba_seg": OURS}
+PLANS = {
+    "dataset_name": "Dataset004_Hippocampus",
+    "plans_name": "umamba_enc_8gb",
+    "configurations": {"3d_fullres": {"data_identifier": "1mm"}},
+    "umamba_seg": OURS,
+}
 
 
 @pytest.fixture

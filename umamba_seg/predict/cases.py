@@ -130,7 +130,9 @@ def from_array(name: str, array: np.ndarray, spacing: Sequence[float] | None, ch
     return array, {"spacing": steps}
 
 
-def read_previous(name: str, previous: Path | np.ndarray, shape: tuple[int, ...], values: Sequence[int]) -> np.ndarray:
+def read_previous(
+    name: str, previous: Path | np.ndarray, shape: tuple[int, ...], values: Sequence[int], reader: type
+) -> np.ndarray:
     """The segmentation of the stage before, (1, z, y, x).
 
     Args:
@@ -138,11 +140,12 @@ def read_previous(name: str, previous: Path | np.ndarray, shape: tuple[int, ...]
         previous: A file, or an array (z, y, x).
         shape: Of the image.
         values: That it may hold.
+        reader: nnU-Net's class that read the training images: it may turn them.
 
     Raises:
         UserError: It cannot be read, has another shape than the image, or holds other values.
     """
-    array = read_image(previous).array if isinstance(previous, Path) else previous[None]
+    array = _read_labels(previous, reader) if isinstance(previous, Path) else previous[None]
     array = array[:, None] if array.ndim == 3 else array
     where = previous if isinstance(previous, Path) else name
     if array.shape[1:] != tuple(shape) or len(array) != 1:
@@ -151,3 +154,8 @@ def read_previous(name: str, previous: Path | np.ndarray, shape: tuple[int, ...]
     if unknown := sorted(set(np.unique(array).tolist()) - set(values)):
         raise UserError(where, f"holds the values {unknown[:5]}, which are no labels of the model", "predict it again")
     return array.astype(np.int16)  # nnU-Net marks what is outside by -1
+
+
+def _read_labels(file: Path, reader: type) -> np.ndarray:
+    array = read_image(file).array  # which says what is wrong with a file
+    return array if reader.__name__ == "SimpleITKIO" else reader().read_seg(str(file))[0]

@@ -253,18 +253,19 @@ class Predictor:
         """
         if (previous is None) != (self.previous_stage is None):
             raise _wrong_stage(name, self.previous_stage)
+        reader = self.plans_manager.image_reader_writer_class
         if isinstance(images, np.ndarray):
             files = ()
             data, properties = from_array(name, images, spacing, len(self.dataset_json["channel_names"]))
         else:
             files = tuple(images)
-            data, properties = read_case(name, files, self.dataset_json, self.plans_manager.image_reader_writer_class)
+            data, properties = read_case(name, files, self.dataset_json, reader)
         if not data.any():
             raise UserError(name, "every voxel is 0", "check that the image was exported correctly")
         stage = None
         if previous is not None:
             values = {0, *self.labels.values} - {self.labels.ignore}
-            stage = read_previous(name, previous, data.shape[1:], sorted(values))
+            stage = read_previous(name, previous, data.shape[1:], sorted(values), reader)
         preprocessor = self._configuration.preprocessor_class(verbose=False)
         common = (self.plans_manager, self._configuration, self.dataset_json)
         try:

@@ -11,7 +11,7 @@ from umamba_seg.evaluate import instances, protocols, statistics
 from umamba_seg.files import read_json
 from umamba_seg.plan.plans import read_plans
 from umamba_seg.plan.recipes import read_recipe
-from umamba_seg.preprocess import stamp_of
+from umamba_seg.preprocess import origin_of
 from umamba_seg.reproduce.outcome import LETTERS, Costs, Place, Run, metric_of, source_numbers
 from umamba_seg.reproduce.runs import Job, budget_of, training_options
 from umamba_seg.reproduce.splits import split_hash
@@ -20,8 +20,8 @@ from umamba_seg.text import shorten
 
 _SHOWN_DIGITS = 12
 """Of a SHA-256."""
-_BY_THE_TABLE = {"epochs", "seed"}
-"""Options that the table itself sets when a training starts, or is seen to differ from."""
+_BY_THE_TABLE = {"epochs", "seed", "iterations_per_epoch"}
+"""Options that the table itself sets when a training starts, or that are seen to differ from it."""
 
 
 def footer(
@@ -154,21 +154,23 @@ def _other_cases(dataset: PaperDataset, runs: Sequence[Run], splits: Sequence[Sp
 
 
 def _other_data(runs: Sequence[Run]) -> list[str]:
-    """Trainings whose data was preprocessed anew after they began."""
-    changed = [run.job for run in runs if _is_preprocessed_anew(run.job)]
+    """Trainings of which a part, or all, had data that was preprocessed from other raw files than are known now."""
+    changed = [run.job for run in runs if _is_of_other_data(run)]
     if not changed:
         return []
     who = _listed(f"{job.network} with seed {job.seed}" for job in changed)
-    return [f"NOT the data of the training: images or labels were changed and preprocessed anew after that of {who}"]
+    return [
+        f"NOT the data of the training: raw files of another size or time were preprocessed since that of {who} began"
+    ]
 
 
-def _is_preprocessed_anew(job: Job) -> bool:
-    starts = [file.stat().st_mtime_ns for folder in job.fold_folders if (file := folder / "run.json").is_file()]
-    if not starts or not (job.preprocessed / f"{job.plans}.json").is_file():
+def _is_of_other_data(run: Run) -> bool:
+    job = run.job
+    if not (job.preprocessed / f"{job.plans}.json").is_file():
         return False
-    plans = read_plans(job.preprocessed, job.plans)
-    stamp = stamp_of(job.preprocessed, plans, job.dataset.configuration)
-    return stamp.is_file() and stamp.stat().st_mtime_ns > min(starts)
+    now = origin_of(job.preprocessed, read_plans(job.preprocessed, job.plans), job.dataset.configuration)
+    starts = [start for manifest in _manifests(run) for start in manifest["starts"]]
+    return bool({start.get("data") for start in starts} - {None, now})  # None: an older version's, or nnU-Net's data
 
 
 def _protocol(dataset: PaperDataset, runs: Sequence[Run]) -> Iterator[str]:

@@ -58,7 +58,7 @@ def forecast(
         folds = sum(step.command[0] == "train" and "--val" not in step.command for step in steps)
         iterations = _iterations(job)
         hours = None
-        if iterations is not None and cost.seconds is not None:
+        if iterations is not None and cost.seconds is not None and obstacle is None:
             hours = (len(job.dataset.folds) if absent else folds) * iterations * cost.seconds / 3600
         runs.append(
             {

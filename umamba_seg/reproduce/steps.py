@@ -94,10 +94,13 @@ def plan_step(job: Job, machine: Machine) -> Step | None:
 
 
 def _is_planned(job: Job) -> bool:
+    """Raw files that were changed count as long as something is to be trained on them; later the footer tells."""
     from umamba_seg.preprocess import is_preprocessed
 
-    if not job.raw.is_dir() or not (job.preprocessed / f"{job.plans}.json").is_file():
+    if not (job.preprocessed / f"{job.plans}.json").is_file():
         return False
+    if all((folder / FINAL_PTH).is_file() for folder in job.fold_folders):
+        return True
     plans, configuration = read_plans(job.preprocessed, job.plans), job.dataset.configuration
     return configuration in plans["configurations"] and is_preprocessed(
         load_raw_dataset(job.raw), plans, configuration, job.preprocessed
@@ -122,7 +125,7 @@ def fold_step(job: Job, fold: int | str, machine: Machine) -> Step | None:
     _require_as_asked(job, folder)
     options, told = ("train", *_named(job), "-f", str(fold)), machine.options(device=True)
     if (folder / FINAL_PTH).is_file():
-        if job.dataset.scored == "test" or _is_newer(folder / "validation" / "summary.json", folder / FINAL_PTH):
+        if job.dataset.scored == "test" or (folder / "validation" / "summary.json").is_file():
             return None
         return Step(f"validate fold {fold}", (*options, "--val", *told))
     if resumable(folder):
@@ -143,10 +146,6 @@ def _require_as_asked(job: Job, fold_folder: Path) -> None:
             raise UserError(fold_folder, what, f"move {job.model} away, or give the table another name")
 
 
-def _is_newer(file: Path, other: Path) -> bool:
-    return file.is_file() and file.stat().st_mtime_ns >= other.stat().st_mtime_ns
-
-
 def predict_step(job: Job, machine: Machine) -> Step | None:
     """What segments the test cases; None if the folds' held-out cases are measured, or it is done."""
     if job.dataset.scored == "validation" or _is_predicted(job):
@@ -154,21 +153,33 @@ def predict_step(job: Job, machine: Machine) -> Step | None:
     places = ("-m", str(job.model), "-i", str(job.raw / "imagesTs"), "-o", str(job.predictions))
     folds = ("-f", *map(str, job.dataset.folds))
     mirroring = () if job.dataset.mirroring else ("--disable_tta",)
-    return Step("predict", ("predict", *places, *folds, *mirroring, "--resume", *machine.options(device=True)))
+    going_on = ("--resume",) if _is_of_these_files(job) else ()
+    return Step("predict", ("predict", *places, *folds, *mirroring, *going_on, *machine.options(device=True)))
 
 
 def _is_predicted(job: Job) -> bool:
-    manifest, checkpoints = job.predictions / "manifest.json", [folder / FINAL_PTH for folder in job.fold_folders]
-    if not manifest.is_file() or not all(path.is_file() for path in checkpoints):
+    if not _is_of_these_files(job):
         return False
-    cases = read_json(manifest)["cases"]
-    if set(cases) != _test_cases(job) or {case["status"] for case in cases.values()} != {"done"}:
-        return False
-    return manifest.stat().st_mtime_ns >= max(path.stat().st_mtime_ns for path in checkpoints)
+    cases = read_json(_manifest(job))["cases"]
+    return set(cases) == set(_test_images(job)) and {case["status"] for case in cases.values()} == {"done"}
 
 
-def _test_cases(job: Job) -> set[str]:
-    return set(list_images(job.raw / "imagesTs", _ending(job))[0])
+def _is_of_these_files(job: Job) -> bool:
+    """Whether the test cases' segmentations, all or some, are of the models and images that are there now."""
+    manifest = _manifest(job)
+    used = [folder / FINAL_PTH for folder in job.fold_folders]
+    if not manifest.is_file() or not all(path.is_file() for path in used):
+        return False
+    used += [path for files in _test_images(job).values() for path in files.values()]
+    return manifest.stat().st_mtime_ns >= max(path.stat().st_mtime_ns for path in used)
+
+
+def _manifest(job: Job) -> Path:
+    return job.predictions / "manifest.json"
+
+
+def _test_images(job: Job) -> dict[str, dict[int, Path]]:
+    return list_images(job.raw / "imagesTs", _ending(job))[0]
 
 
 def require_test_cases(job: Job) -> None:
@@ -179,11 +190,13 @@ def require_test_cases(job: Job) -> None:
     """
     if job.dataset.scored == "validation":
         return
+    remedy = "put the test cases of the table there, with their references, and no others"
+    if not (job.raw / "imagesTs").is_dir():
+        raise UserError(job.raw / "imagesTs", "no such folder, and the table scores test cases", remedy)
     ending = _ending(job)
     references = {path.name.removesuffix(ending) for path in (job.raw / "labelsTs").glob(f"[!.]*{ending}")}
-    if unlike := sorted(_test_cases(job) ^ references):
-        what = f"imagesTs and labelsTs are not of the same cases: {shorten(unlike)}"
-        raise UserError(job.raw, what, "put the test cases of the table there, with their references, and no others")
+    if unlike := sorted(set(_test_images(job)) ^ references):
+        raise UserError(job.raw, f"imagesTs and labelsTs are not of the same cases: {shorten(unlike)}", remedy)
 
 
 # ----------------------------------------------------------------------------------------------------------- measuring
@@ -206,7 +219,7 @@ def _origins(job: Job) -> list[Path]:
     """What is written last of the segmentations, which for cells and for several folds are copied before they are
     measured."""
     if job.dataset.scored == "test":
-        return [job.predictions / "manifest.json"]
+        return [_manifest(job)]
     if len(job.dataset.folds) == 1:
         return []
     return [fold / "validation" / "summary.json" for fold in job.fold_folders]

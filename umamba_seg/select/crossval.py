@@ -196,8 +196,8 @@ def only_run(results: Path) -> Iterator[None]:
     Raises:
         UserError: Another run is at work there; the message names its process.
     """
-    with only_one(results / ".find_best.lock", "comparing these models"):
-        for draft in (path for pattern in _DRAFTS for path in results.glob(pattern)):
+    with only_one(results / ".find_best.lock", "comparing these models") as alone:
+        for draft in (path for pattern in _DRAFTS for path in results.glob(pattern) if alone):
             logger.info("removed what a run that was killed has left: %s", draft)
             shutil.rmtree(draft)
         yield

@@ -28,6 +28,7 @@ def record_start(
     processes: int,
     workers: int,
     begins: str,
+    origin: str | None,
     pretrained: dict | None = None,
 ) -> None:
     """Add a start to the manifest.
@@ -40,6 +41,7 @@ def record_start(
         processes: How many share each batch.
         workers: Processes that augment, for each of them.
         begins: From what, for readers.
+        origin: Of its data, from :func:`umamba_seg.preprocess.origin_of`.
         pretrained: Report on weights that were taken from another model.
     """
     path = fold_folder / _FILE
@@ -49,6 +51,7 @@ def record_start(
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join(sys.argv),
         "begins": begins,
+        "data": origin,
         "overrides": {name: {"planned": before[name], "run": now[name]} for name in now if now[name] != before[name]},
         "device": device_name(device),
         "processes": processes,

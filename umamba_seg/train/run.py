@@ -7,7 +7,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,13 +19,13 @@ from umamba_seg import settings
 from umamba_seg.datasets.labels import Labels
 from umamba_seg.errors import UserError
 from umamba_seg.evaluate import class_metrics, summary_table
-from umamba_seg.files import make_folder, read_json, write_json
-from umamba_seg.locks import only_one
+from umamba_seg.files import read_json, write_json
 from umamba_seg.log import logger, quiet
 from umamba_seg.plan.adopt import channel_names
 from umamba_seg.plan.options import TrainingOptions
 from umamba_seg.plan.plans import PLANS_TABLE, input_channels
 from umamba_seg.plan.probe import is_out_of_memory
+from umamba_seg.preprocess import origin_of
 from umamba_seg.text import gib, times
 from umamba_seg.train import FINAL
 from umamba_seg.train.cascade import discard
@@ -92,8 +92,7 @@ def train_fold(
 
     Raises:
         Stopped: A signal ended the training.
-        UserError: No checkpoint can be read, another process trains the fold, or training ended before its time; the
-            message says why.
+        UserError: No checkpoint can be read, or training ended before its time; the message says why.
     """
     planned = TrainingOptions.read(plans[PLANS_TABLE]["training"], f"plans {plans['plans_name']}")
     saved = _first_whole(checkpoints)
@@ -106,11 +105,8 @@ def train_fold(
         logger.setLevel(logging.WARNING)  # the first process speaks for all
     ours = plans[PLANS_TABLE] | {"training": options.model_dump()}
     in_effect = plans | {PLANS_TABLE: ours, "continue_training": saved is not None}
-    with quiet(), _torch_set_up(options, device), ExitStack() as stack:
+    with quiet(), _torch_set_up(options, device):
         trainer = UMambaSegTrainer(in_effect, configuration, fold, dataset_json, group.device(device))
-        if group.leads:
-            lock = make_folder(Path(trainer.output_folder)) / ".training.lock"
-            stack.enter_context(only_one(lock, "training this fold"))
         group.join(trainer.device)
         try:
             report = _weights(trainer, saved, pretrained)
@@ -206,6 +202,7 @@ def _train(
             processes=trainer.group.size,
             workers=trainer.workers,
             begins=begins if saved is None else f"{saved.path.name}, epoch {trainer.current_epoch}",
+            origin=origin_of(Path(trainer.preprocessed_dataset_folder_base), plans, trainer.configuration_name),
             pretrained=pretrained,
         )
     try:

@@ -175,6 +175,7 @@ class UMambaSegTrainer(BaseTrainer):
             self._note("start", epoch=self.current_epoch, iteration=self.iterations)
             self._save_latest()
             (folder / FINAL).unlink(missing_ok=True)  # a training that goes on is no longer final
+            (folder / "validation" / "summary.json").unlink(missing_ok=True)  # nor validated
         self.group.wait()
 
     def _run_epochs(self, bar: tqdm) -> None:

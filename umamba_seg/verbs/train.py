@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 from argparse import Namespace
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from umamba_seg import paths, settings
 from umamba_seg.datasets.raw import load_raw_dataset
 from umamba_seg.errors import UserError
-from umamba_seg.files import read_json
+from umamba_seg.files import make_folder, read_json
+from umamba_seg.locks import only_one
 from umamba_seg.log import logger
 from umamba_seg.text import shorten
 from umamba_seg.verbs.arguments import (
@@ -74,32 +76,43 @@ def _train_fold(args: Namespace, *, goes_on: bool, **how: Any) -> dict | None:
     require_previous_stage(folders.results, preprocessed, plans, args.c, cases)
     _warn_of_next_stage(preprocessed, plans, args.c, cases)
     model = model_folder(folders.results, plans, args.c)
-    checkpoints = _start(model / f"fold_{fold}", goes_on=goes_on)
-    if checkpoints:
-        plans = read_model_plans(model)
-        require_configuration(plans, args.c)
-    elif not how.get("pretrained") and (origin := plans[PLANS_TABLE].get("pretrained")):
-        logger.warning("begins with random weights; for those of %s give --pretrained", origin["model"])
+    fold_folder = model / f"fold_{fold}"
+    _start(fold_folder, goes_on=goes_on)  # refuse before anything is made
     description = read_description(preprocessed / "dataset.json")
-
     device = device_of(args.device)
     settings.configure_nnunet(settings.workers(args.np))
     from umamba_seg.train.run import train_fold
 
-    result = train_fold(
-        plans,
-        args.c,
-        fold,
-        description,
-        device,
-        checkpoints=checkpoints,
-        workers=args.workers,
-        save_probabilities=args.save_probabilities,
-        **how,
-    )
+    with _only_training(fold_folder):
+        checkpoints = _start(fold_folder, goes_on=goes_on)  # those that a process which has just ended has left
+        if checkpoints:
+            plans = read_model_plans(model)
+            require_configuration(plans, args.c)
+        elif not how.get("pretrained") and (origin := plans[PLANS_TABLE].get("pretrained")):
+            logger.warning("begins with random weights; for those of %s give --pretrained", origin["model"])
+        result = train_fold(
+            plans,
+            args.c,
+            fold,
+            description,
+            device,
+            checkpoints=checkpoints,
+            workers=args.workers,
+            save_probabilities=args.save_probabilities,
+            **how,
+        )
     if result is not None:
         result["report"] = _report_on_fold(result, folders.raw / name, preprocessed)
     return result
+
+
+def _only_training(fold_folder: Path) -> AbstractContextManager:
+    """Keeps other trainings out of a fold; of the processes of a distributed one, the first does."""
+    from umamba_seg.train.distributed import Group
+
+    if not Group.of_environment().leads:
+        return nullcontext()
+    return only_one(make_folder(fold_folder) / ".training.lock", "training this fold")
 
 
 def _warn_of_next_stage(preprocessed: Path, plans: dict, configuration: str, cases: list[str]) -> None:

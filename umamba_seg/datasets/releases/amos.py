@@ -31,13 +31,14 @@ def _find(source: Path, options: Mapping[str, str]) -> Content:
     dataset_json = {
         "channel_names": {"0": _CHANNELS[modality]},
         "labels": labels_entry(organs),
-        "overwrite_image_reader_writer": "NibabelIOWithReorient",  # as nnU-Net's script has it
         "name": "AMOS22",
         "reference": "https://amos22.grand-challenge.org",
         "licence": "CC BY 4.0 (from a secondary source)",
         "release": "https://zenodo.org/records/7262581",
     }
     is_702 = modality == "mr" and organs is UMAMBA
+    if not is_702:
+        dataset_json["overwrite_image_reader_writer"] = "NibabelIOWithReorient"  # as nnU-Net's scripts have it
     dataset = (702, "AbdomenMR") if is_702 else _DATASETS[modality]
     return content_of(dataset_json, training, tests, translation(AMOS, organs), others, dataset)
 
