@@ -94,12 +94,12 @@ def plan_step(job: Job, machine: Machine) -> Step | None:
 
 
 def _is_planned(job: Job) -> bool:
-    """Raw files that were changed count as long as something is to be trained on them; later the footer tells."""
+    """Raw files that were changed count as long as a fold needs their data; later the footer tells."""
     from umamba_seg.preprocess import is_preprocessed
 
     if not (job.preprocessed / f"{job.plans}.json").is_file():
         return False
-    if all((folder / FINAL_PTH).is_file() for folder in job.fold_folders):
+    if all(_is_finished(job, folder) for folder in job.fold_folders):
         return True
     plans, configuration = read_plans(job.preprocessed, job.plans), job.dataset.configuration
     return configuration in plans["configurations"] and is_preprocessed(
@@ -124,14 +124,20 @@ def fold_step(job: Job, fold: int | str, machine: Machine) -> Step | None:
     folder = job.model / f"fold_{fold}"
     _require_as_asked(job, folder)
     options, told = ("train", *_named(job), "-f", str(fold)), machine.options(device=True)
+    if _is_finished(job, folder):
+        return None
     if (folder / FINAL_PTH).is_file():
-        if job.dataset.scored == "test" or (folder / "validation" / "summary.json").is_file():
-            return None
         return Step(f"validate fold {fold}", (*options, "--val", *told))
     if resumable(folder):
         return Step(f"go on with fold {fold}", (*options, "--c", *told))
     epochs = () if job.training.epochs is None else ("--epochs", str(job.training.epochs))
     return Step(f"train fold {fold}", (*options, "--seed", str(job.seed), *epochs, *told))
+
+
+def _is_finished(job: Job, fold_folder: Path) -> bool:
+    """Whether it is trained, and validated where that counts."""
+    validated = job.dataset.scored == "test" or (fold_folder / "validation" / "summary.json").is_file()
+    return validated and (fold_folder / FINAL_PTH).is_file()
 
 
 def _require_as_asked(job: Job, fold_folder: Path) -> None:
