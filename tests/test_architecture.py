@@ -9,7 +9,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 HEAVY = {"torch", "nnunetv2", "SimpleITK", "skimage", "matplotlib", "pydicom", "highdicom", "scipy", "pandas", "dask"}
-GROUND = tuple(f"umamba_seg.{room}" for room in ("errors", "config", "files", "log", "paths", "settings", "text"))
+GROUND = tuple(
+    f"umamba_seg.{room}" for room in ("errors", "config", "files", "locks", "log", "paths", "settings", "text")
+)
 NNUNET_ROOMS = {
     "fingerprint",
     "plan.planner",
