@@ -155,7 +155,7 @@ def test_memory_does_not_grow_with_the_classes(tmp_path, monkeypatch):
     peaks = []
     for classes in (3, 48):
         labels = Labels({f"label {value}": value for value in range(1, classes)}, None, None)
-        values = np.zeros((classes, 64, 64, 64), np.float32)
+        values = np.zeros((classes, 128, 64, 64), np.float32)  # long beside a plane, of which all classes are held
         values[::2] = 1 / classes
         np.savez_compressed(tmp_path / "a.npz", probabilities=values)
         tracemalloc.start()
@@ -163,8 +163,8 @@ def test_memory_does_not_grow_with_the_classes(tmp_path, monkeypatch):
             average([first, second], labels)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    assert peaks[1] < 1.3 * peaks[0], "with sixteen times the classes"
-    assert peaks[1] < 2 * 64**3 * 5, "a few volumes: labels, their probability, and some planes"
+    assert peaks[1] < 1.1 * peaks[0]
+    assert peaks[1] < 2 * 128 * 64**2 * 5, "a few volumes: labels, their probability, and some planes"
 
 
 # ----------------------------------------------------------------------------------------------------- what is refused
