@@ -76,6 +76,13 @@ def test_the_command_that_plans(small_job):
     assert command[command.index("-np") :][:2] == ("-np", "2")
 
 
+def test_plans_of_a_data_set_that_is_yet_to_be_converted_again(small_job):
+    """Its raw form was removed, and the release is at hand."""
+    job = small_job()
+    touch(job.preprocessed / f"{job.plans}.json", "{}")
+    assert plan_step(job, Machine()) is not None
+
+
 def test_a_fold_is_trained_then_gone_on_with_then_validated(small_job):
     job, machine = small_job(training="epochs = 3\nseeds = [5]"), Machine("cpu")
     folder = job.model / "fold_0"

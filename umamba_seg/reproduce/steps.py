@@ -101,6 +101,8 @@ def _is_planned(job: Job) -> bool:
         return False
     if all(_is_finished(job, folder) for folder in job.fold_folders):
         return True
+    if not job.raw.is_dir():  # it is yet to be converted
+        return False
     plans, configuration = read_plans(job.preprocessed, job.plans), job.dataset.configuration
     return configuration in plans["configurations"] and is_preprocessed(
         load_raw_dataset(job.raw), plans, configuration, job.preprocessed
@@ -154,18 +156,19 @@ def _require_as_asked(job: Job, fold_folder: Path) -> None:
 
 def predict_step(job: Job, machine: Machine) -> Step | None:
     """What segments the test cases; None if the folds' held-out cases are measured, or it is done."""
-    if job.dataset.scored == "validation" or _is_predicted(job):
+    if job.dataset.scored == "validation":
+        return None
+    goes_on = _is_of_these_files(job)
+    if goes_on and _is_predicted(job):
         return None
     places = ("-m", str(job.model), "-i", str(job.raw / "imagesTs"), "-o", str(job.predictions))
     folds = ("-f", *map(str, job.dataset.folds))
     mirroring = () if job.dataset.mirroring else ("--disable_tta",)
-    going_on = ("--resume",) if _is_of_these_files(job) else ()
-    return Step("predict", ("predict", *places, *folds, *mirroring, *going_on, *machine.options(device=True)))
+    resume = ("--resume",) if goes_on else ()
+    return Step("predict", ("predict", *places, *folds, *mirroring, *resume, *machine.options(device=True)))
 
 
 def _is_predicted(job: Job) -> bool:
-    if not _is_of_these_files(job):
-        return False
     cases = read_json(_manifest(job))["cases"]
     return set(cases) == set(_test_images(job)) and {case["status"] for case in cases.values()} == {"done"}
 
