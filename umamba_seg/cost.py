@@ -134,7 +134,7 @@ def card(spec: NetworkSpec, setting: Setting, device: torch.device) -> dict:
             "input_channels": setting.input_channels,
             "num_classes": setting.num_classes,
         },
-        "machine": _machine(device),
+        "machine": machine_of(device),
         "networks": {
             name: {
                 "features": list(settings[name].topology.features),
@@ -189,7 +189,8 @@ def fitted(spec: NetworkSpec, topology: Topology) -> Topology:
     return spec.levels.topology(topology.patch_size, topology.features[0] / _PUBLISHED_WIDTH)
 
 
-def _machine(device: torch.device) -> dict:
+def machine_of(device: torch.device) -> dict:
+    """Where something was measured, as JSON: ``device``, ``name``, ``threads``, ``torch``."""
     threads, version = torch.get_num_threads(), torch.__version__
     return {"device": device.type, "name": device_name(device), "threads": threads, "torch": version}
 

@@ -11,6 +11,11 @@ def shorten(names: Sequence[str], shown: int = 10) -> str:
     return ", ".join(names[:shown]) + more
 
 
+def many(number: int, word: str) -> str:
+    """Such as 1 case, 2 cases."""
+    return f"{number} {word}{'s' * (number != 1)}"
+
+
 def gib(size: float) -> str:
     """Bytes -> ``1.50 GiB``, for messages."""
     return f"{size / 2**30:.2f} GiB"

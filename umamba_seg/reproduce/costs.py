@@ -7,16 +7,16 @@ from collections.abc import Sequence
 
 import torch
 
-from umamba_seg.cost import count, fitted, planned_setting, seconds_of
+from umamba_seg.cost import count, fitted, machine_of, planned_setting, seconds_of
 from umamba_seg.log import logger
 from umamba_seg.networks import find
 from umamba_seg.plan.plans import read_plans
-from umamba_seg.plan.step import Setting, device_name
+from umamba_seg.plan.step import Setting
 from umamba_seg.plan.topology import topology_for
 from umamba_seg.reproduce.outcome import Costs
 from umamba_seg.reproduce.runs import Job, budget_of, dims_of
 from umamba_seg.reproduce.table import PaperTable, Row
-from umamba_seg.text import times
+from umamba_seg.text import many, times
 
 
 def costs_of(table: PaperTable, jobs: Sequence[Job], device: torch.device) -> dict[tuple[int, str], Costs]:
@@ -67,4 +67,5 @@ def _costs(network: str, setting: Setting, planned_for: str, device: torch.devic
 
 
 def _machine(device: torch.device) -> str:
-    return f"{device_name(device)}, {torch.get_num_threads()} threads; torch {torch.__version__}"
+    found = machine_of(device)
+    return f"{found['name']}, {many(found['threads'], 'thread')}; torch {found['torch']}"

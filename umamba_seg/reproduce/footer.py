@@ -16,7 +16,7 @@ from umamba_seg.reproduce.outcome import LETTERS, Costs, Place, Run, metric_of, 
 from umamba_seg.reproduce.runs import Job, budget_of, training_options
 from umamba_seg.reproduce.splits import split_hash
 from umamba_seg.reproduce.table import STATUSES, PaperDataset, PaperTable, Training
-from umamba_seg.text import shorten
+from umamba_seg.text import many, shorten
 
 _SHOWN_DIGITS = 12
 """Of a SHA-256."""
@@ -93,7 +93,7 @@ def _of_dataset(
 
 def _trained(dataset: PaperDataset, splits: Sequence[Split] | None) -> str:
     if dataset.folds == ("all",):
-        cases = f" ({_many(len({*splits[0]['train'], *splits[0]['val']}), 'case')})" if splits else ""
+        cases = f" ({many(len({*splits[0]['train'], *splits[0]['val']}), 'case')})" if splits else ""
         return f"trained on all cases{cases}"
     word = "fold" if len(dataset.folds) == 1 else "folds"
     sizes = [len(split["train"]) for split in _folds(dataset, splits)]
@@ -149,7 +149,7 @@ def _other_cases(dataset: PaperDataset, runs: Sequence[Run], splits: Sequence[Sp
             if strange := sorted(scored - held_out):
                 found[f"NOT the split of the training: no fold holds out {shorten(strange)}, scored of"].append(who)
         if missing:
-            found[f"{_many(len(missing), 'case')} not scored ({shorten(sorted(missing))}) of"].append(who)
+            found[f"{many(len(missing), 'case')} not scored ({shorten(sorted(missing))}) of"].append(who)
     return [f"{text} {_listed(names)}" for text, names in found.items()]
 
 
@@ -216,7 +216,7 @@ def _training(table: PaperTable, number: int, runs: Sequence[Run]) -> str:
         parts.append(f"{training.epochs} epochs")
     parts += _overrides(runs)
     without = sum(len(run.job.fold_folders) - len(_manifests(run)) for run in runs)
-    parts += [f"{_many(without, 'fold')} without run.json, of which no more is known"] if without else []
+    parts += [f"{many(without, 'fold')} without run.json, of which no more is known"] if without else []
     return "; ".join(parts)
 
 
@@ -275,7 +275,7 @@ def _timed(costs: Iterable[Costs]) -> list[str]:
 def _machine(start: Mapping[str, Any]) -> str:
     processes = f", {start['processes']} processes" if start["processes"] > 1 else ""
     versions = _listed(f"{name} {version}" for name, version in start["versions"].items())
-    return f"{start['device']}, {_many(start['threads'], 'thread')}{processes}; {versions}"
+    return f"{start['device']}, {many(start['threads'], 'thread')}{processes}; {versions}"
 
 
 def _missing(
@@ -350,7 +350,3 @@ def _sources(table: PaperTable) -> Iterator[str]:
 
 def _listed(values: Iterable[object]) -> str:
     return ", ".join(map(str, values))
-
-
-def _many(number: int, word: str) -> str:
-    return f"{number} {word}{'s' * (number != 1)}"
